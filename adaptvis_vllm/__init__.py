@@ -1,0 +1,1 @@
+"""AdaptVis attention steering as a vLLM plugin."""

@@ -1,0 +1,1 @@
+"""Recomputation of steered attention rows behind a vLLM attention backend."""
