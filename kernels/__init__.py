@@ -1,1 +1,24 @@
-"""Steered attention kernels over a paged KV cache: Triton, and the torch reference."""
+"""Steered attention kernels over a paged KV cache: Triton, and the torch reference.
+
+Names resolve on first use: importing this package needs neither a GPU nor Triton.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .launch import steered_attention
+    from .reference import steered_attention_reference
+
+__all__ = ["steered_attention", "steered_attention_reference"]
+
+_HOME = {
+    "steered_attention": ".launch",
+    "steered_attention_reference": ".reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

@@ -1,0 +1,96 @@
+"""Admission in the front end: defaults, validation, and what cannot be served at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from adaptvis_vllm.compat import refuse_config, steerable_model
+from adaptvis_vllm.params import PREFIX, SteeringParams
+
+OPTION = "adaptvis"  # the key in vLLM's additional_config
+
+
+def server_defaults(vllm_config: Any) -> SteeringParams | None:
+    """The server-wide defaults, `additional_config={"adaptvis": {...}}`; ValueError if wrong."""
+    values = (vllm_config.additional_config or {}).get(OPTION)
+    if values is None:
+        return None
+    try:
+        return SteeringParams.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"additional_config['{OPTION}']: {error}") from None
+
+
+class Admission:
+    """Resolves the parameters of every request of one engine.
+
+    vllm_config: the engine's. ValueError for defaults or a configuration that cannot work.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.defaults = server_defaults(vllm_config)
+        model_config = vllm_config.model_config
+        self.steerable = steerable_model(model_config)
+        if self.steerable:
+            reason = refuse_config(vllm_config)
+            if reason:
+                raise ValueError(reason)
+            self.num_layers = model_config.get_total_num_hidden_layers()
+            if self.defaults is not None:
+                self.defaults.layer_set(self.num_layers)
+
+    def resolve(self, sampling_params: Any, *, resumable: bool = False) -> SteeringParams | None:
+        """Complete and checked parameters of one request; None if it asks for nothing.
+
+        sampling_params: vLLM's. ValueError names the field.
+        """
+        params = SteeringParams.from_flat(sampling_params.extra_args, defaults=self.defaults)
+        if params is None or not self.steerable:
+            return params
+        params.layer_set(self.num_layers, prefix=PREFIX)
+        if resumable and params.mode != "off":
+            raise ValueError(
+                f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
+                "fixed last prompt token; only 'off' is possible"
+            )
+        return params
+
+
+def check_engine(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor.__init__`."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        self.adaptvis = Admission(vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+
+    return __init__
+
+
+def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor._validate_params`, which every entrance passes first."""
+
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
+            self.adaptvis.resolve(params)
+        return original(self, params, *args, **kwargs)
+
+    return _validate_params
+
+
+def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor.process_inputs`: the engine core gets complete parameters."""
+
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        params = request.sampling_params
+        if params is not None:
+            steering = self.adaptvis.resolve(params, resumable=request.resumable)
+            if steering is not None:
+                others = {
+                    k: v for k, v in (params.extra_args or {}).items() if not k.startswith(PREFIX)
+                }
+                params.extra_args = others | steering.extra_args()
+        return request
+
+    return process_inputs

@@ -1,0 +1,81 @@
+"""Put the recomputation of steered rows behind every decoder attention layer.
+
+The base backend runs untouched over the whole batch; then, in steps that hold a steered
+row, that row's output is overwritten. Other steps pay one attribute test per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.steps import Steering, StepRows
+
+# (impl, layer, query, kv_cache, metadata, output, rows): overwrites output's steered rows.
+Recompute = Callable[[Any, Any, torch.Tensor, Any, Any, torch.Tensor, StepRows], None]
+
+# vLLM's `AttentionBackend.get_name()` -> recomputation.
+BACKENDS: dict[str, Recompute] = {"CPU_ATTN": cpu.recompute}
+
+
+def refuse(layer_name: str, layer: Any) -> str | None:
+    """Why this attention layer cannot be steered; None if it can."""
+    backend = layer.attn_backend.get_name()
+    if backend not in BACKENDS:
+        return (
+            f"attention backend {backend} is not supported; choose one of "
+            f"{', '.join(sorted(BACKENDS))}"
+        )
+    if getattr(layer.impl, "alibi_slopes", None) is not None:
+        return f"layer {layer_name} uses ALiBi, which is not supported"
+    if layer.kv_cache_dtype.startswith("fp8") and backend == "CPU_ATTN":
+        return "an fp8 KV cache is not supported on the CPU; use kv_cache_dtype='auto'"
+    return None
+
+
+def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
+    """Wrap each layer's `impl.forward` once.
+
+    layers: decoder layer index -> (layer name, vLLM `Attention`). ValueError names the
+    first layer that cannot be served.
+    """
+    for name, layer in layers.values():
+        reason = refuse(name, layer)
+        if reason:
+            raise ValueError(f"adaptvis: {reason}")
+    for index, (_, layer) in layers.items():
+        layer.impl.forward = _steered(layer.impl, index, steering, BACKENDS)
+
+
+def _steered(
+    impl: Any, index: int, steering: Steering, backends: dict[str, Recompute]
+) -> Callable[..., Any]:
+    base = getattr(impl.forward, "adaptvis_base", impl.forward)
+
+    def forward(
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: Any,
+        attn_metadata: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        result = base(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
+        if steering.plan is not None and attn_metadata is not None:
+            plan = steering.plan
+            rows = plan.by_layer[index] if plan.by_layer else None
+            if rows is not None:
+                output = kwargs["output"] if "output" in kwargs else args[0]
+                backends[layer.attn_backend.get_name()](
+                    impl, layer, query, kv_cache, attn_metadata, output, rows
+                )
+                plan.layers_done += 1
+        return result
+
+    forward.adaptvis_base = base  # type: ignore[attr-defined]
+    return forward

@@ -1,0 +1,163 @@
+"""The one place that hooks vLLM.
+
+`register` is the `vllm.general_plugins` entry point and runs in every vLLM process. Each
+hook names the vLLM symbol that it replaces by a wrapper around it, and why. All symbols
+were checked in vLLM 0.32.0 and 0.33.0 (`compat.CHECKED_VLLM`). An unknown version or a
+missing symbol stops the process with one sentence: nothing is ever silently unsteered.
+
+Nothing of vLLM is imported at module level: vLLM swallows errors of that import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hook:
+    """target: "module:attribute.path" in vLLM. wrapper: "module:function" in this package."""
+
+    target: str
+    wrapper: str
+    why: str
+
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler."
+_INPUT = "vllm.v1.engine.input_processor:InputProcessor."
+_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner."
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
+_COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion."
+
+HOOKS: tuple[Hook, ...] = (
+    # Front end
+    Hook(_INPUT + "__init__", "admission:check_engine", "defaults and configuration at start-up"),
+    Hook(_INPUT + "_validate_params", "admission:check_request", "refuse bad parameters"),
+    Hook(_INPUT + "process_inputs", "admission:complete_request", "merge defaults"),
+    Hook(_CHAT + "chat_completion_full_generator", "serving.responses:full_chat", "report"),
+    Hook(_CHAT + "chat_completion_stream_generator", "serving.responses:stream_chat", "report"),
+    Hook(
+        _COMPLETION + "request_output_to_completion_response",
+        "serving.responses:full_completion",
+        "report",
+    ),
+    Hook(
+        _COMPLETION + "completion_stream_generator", "serving.responses:stream_completion", "report"
+    ),
+    # Engine core
+    Hook(
+        _SCHEDULER + "_update_after_schedule",
+        "scheduling:rewind_probes",
+        "a probe leaves one prompt token to compute",
+    ),
+    Hook(
+        _SCHEDULER + "_preempt_request",
+        "scheduling:drop_probed_block",
+        "no cached block keeps a probe's K and V of the last prompt position",
+    ),
+    Hook(_SCHEDULER + "update_from_output", "scheduling:take_results", "confidence and alpha"),
+    Hook(_SCHEDULER + "_free_request", "scheduling:send_report", "report with the last output"),
+    Hook(
+        "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
+        "scheduling:key_steered_blocks",
+        "steered blocks are nobody else's (used by the block hasher)",
+    ),
+    Hook(
+        "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
+        "scheduling:key_steered_blocks",
+        "the same for KV cache events, which import it by name",
+    ),
+    # Worker, Model Runner V1
+    Hook(_V1 + "initialize_kv_cache", "runner.v1:initialize_kv_cache", "wrap attention layers"),
+    Hook(_V1 + "execute_model", "runner.v1:execute_model", "plan the step"),
+    Hook(_V1 + "_prepare_inputs", "runner.v1:prepare_inputs", "rows; discard a probe's token"),
+    Hook(_V1 + "_sample", "runner.v1:sample", "confidence from raw logits"),
+    Hook(_V1 + "sample_tokens", "runner.v1:sample_tokens", "seeds; send the results"),
+    Hook(
+        _V1 + "_get_prompt_logprobs_dict",
+        "runner.v1:get_prompt_logprobs_dict",
+        "prompt logprobs leave with the first token",
+    ),
+    # Worker, Model Runner V2
+    Hook(_V2 + "initialize_kv_cache", "runner.v2:initialize_kv_cache", "wrap attention layers"),
+    Hook(_V2 + "execute_model", "runner.v2:execute_model", "plan the step"),
+    Hook(
+        _V2 + "gather_batch_req_state",
+        "runner.v2:gather_batch_req_state",
+        "a step with a steered row leaves FULL CUDA graphs",
+    ),
+    Hook(_V2 + "prepare_attn", "runner.v2:prepare_attn", "rows of the batch"),
+    Hook(_V2 + "sample_tokens", "runner.v2:sample_tokens", "send the results"),
+    Hook(
+        "vllm.v1.worker.gpu.sample.sampler:Sampler.__call__",
+        "runner.v2:sampler_call",
+        "confidence from raw logits; a probe's token is rejected",
+    ),
+    Hook(
+        "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        "runner.v2:compute_prompt_logprobs",
+        "prompt logprobs leave with the first token",
+    ),
+)
+
+_installed = False
+
+
+def register() -> None:
+    """Install every hook once. RuntimeError, with one sentence, if one cannot be."""
+    global _installed
+    if _installed:
+        return
+    from adaptvis_vllm import _torchvision
+
+    _torchvision.ensure()
+    import vllm
+
+    from adaptvis_vllm.compat import refuse_version
+
+    reason = refuse_version(vllm.__version__)
+    if reason:
+        raise RuntimeError(reason)
+    found = [(hook, *resolve(hook)) for hook in HOOKS]
+    for hook, owner, name, original in found:
+        setattr(owner, name, _wrapper(hook)(original))
+    from vllm.outputs import RequestOutput
+
+    from adaptvis_vllm.serving.responses import output_report
+
+    RequestOutput.adaptvis = property(output_report)
+    _installed = True
+
+
+def resolve(hook: Hook) -> tuple[Any, str, Callable[..., Any]]:
+    """(owner, attribute name, current value) of a hook's target; RuntimeError if missing."""
+    module, _, path = hook.target.partition(":")
+    *parents, name = path.split(".")
+    try:
+        owner: Any = importlib.import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        return owner, name, vars(owner)[name]
+    except (ImportError, AttributeError, KeyError) as error:
+        from adaptvis_vllm.compat import WITHOUT
+
+        raise RuntimeError(
+            f"adaptvis: vLLM has no {hook.target} ({hook.why}): {error}; {WITHOUT}"
+        ) from error
+
+
+def _wrapper(hook: Hook) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    module, _, name = hook.wrapper.partition(":")
+    wrapper = getattr(importlib.import_module(f"adaptvis_vllm.{module}"), name)
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        replacement = wrapper(original)
+        replacement.__wrapped__ = original
+        replacement.__qualname__ = getattr(original, "__qualname__", name)
+        replacement.__doc__ = original.__doc__
+        return replacement
+
+    return wrap

@@ -1,0 +1,119 @@
+"""Eager attention with one scaled row, through transformers' attention interface."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "adaptvis_reference"
+# Arguments that change the logits in ways `_steered_attention` does not know.
+_UNKNOWN = ("s_aux", "position_bias")
+
+
+class Steering:
+    """What the attention layers of one model shall do now."""
+
+    def __init__(self) -> None:
+        self.alpha = 1.0
+        self.columns: torch.Tensor | None = None  # [prompt length] bool; None: nothing
+        self.wanted: frozenset[int] = frozenset()
+        self._done: set[int] = set()
+
+    def begin(self, alpha: float, columns: torch.Tensor, layers: frozenset[int]) -> None:
+        """Scale by alpha the given columns of the last prompt row, in these layers."""
+        self.alpha, self.columns, self.wanted = alpha, columns, layers
+        self._done = set()
+
+    def end(self) -> frozenset[int]:
+        """Scale no more; returns the layers that were scaled."""
+        self.columns = None
+        return frozenset(self._done)
+
+    def claims(self, layer: int, rows: int, columns: int) -> bool:
+        """Whether this call is one to scale: the whole prompt, in a chosen layer."""
+        if self.columns is None or layer not in self.wanted:
+            return False
+        if not rows == columns == len(self.columns):
+            return False
+        self._done.add(layer)
+        return True
+
+
+def install(decoder: Any, steering: Steering) -> frozenset[int]:
+    """Route the decoder's attention through here; returns its layers' indices.
+
+    The attention of vision towers stays what it is. ValueError if a layer of the decoder
+    does not use transformers' attention interface.
+    """
+    found = {}
+    for module in decoder.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and hasattr(module, "q_proj"):
+            found[index] = module
+            module.adaptvis_reference = steering
+    if not found or not decoder._supports_attention_backend:
+        raise ValueError(f"{type(decoder).__name__} has no attention that can be steered here")
+    decoder.set_attn_implementation(NAME)
+    return frozenset(found)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The model's own eager attention, except for the call that holds the steered row.
+
+    query: [1, heads, rows, d]; key, value: [1, kv heads, columns, d]; attention_mask:
+    [1, 1, rows, columns], added to the logits. Returns [1, rows, heads, d] and weights.
+    """
+    steering: Steering | None = getattr(module, "adaptvis_reference", None)
+    if steering and steering.claims(module.layer_idx, query.shape[2], key.shape[2]):
+        return _steered_attention(steering, module, query, key, value, attention_mask, **kwargs)
+    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return eager(module, query, key, value, attention_mask, **kwargs)
+
+
+def _steered_attention(
+    steering: Steering,
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """s[n, j] = alpha * (q_n . k_j) * scaling for image positions j, n the last row.
+
+    The scale comes after `scaling`, before soft cap and mask. In the order of operations
+    of transformers' eager attention: alpha 1 changes no bit.
+    """
+    for name in _UNKNOWN:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"{type(module).__name__} uses {name}")
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3)
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    last = scores[:, :, -1]
+    scores[:, :, -1] = torch.where(steering.columns, last * steering.alpha, last)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)

@@ -1,0 +1,36 @@
+"""What both model runners need once their model and KV cache exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import get_layers_from_vllm_config
+from vllm.distributed import get_tp_group
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.attention.backend import AttentionType
+
+from adaptvis_vllm.attention import wrap
+from adaptvis_vllm.compat import refuse_config, steerable_model
+from adaptvis_vllm.steps import Steering
+
+
+def make_steering(vllm_config: Any, device: Any) -> Steering | None:
+    """Wrap the attention layers of a worker's model; None where prompts hold no images.
+
+    ValueError with one sentence for what cannot be steered.
+    """
+    if not steerable_model(vllm_config.model_config):
+        return None
+    reason = refuse_config(vllm_config)
+    if reason:
+        raise ValueError(reason)
+    layers = {
+        extract_layer_index(name): (name, layer)
+        for name, layer in get_layers_from_vllm_config(vllm_config, Attention).items()
+        if layer.attn_type == AttentionType.DECODER
+    }
+    group = get_tp_group()
+    steering = Steering(device, sorted(layers), group.broadcast if group.world_size > 1 else None)
+    wrap.install(layers, steering)
+    return steering

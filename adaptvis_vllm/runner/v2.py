@@ -1,0 +1,119 @@
+"""Model Runner V2 (`vllm.v1.worker.gpu.model_runner.GPUModelRunner`; the GPU's default)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from adaptvis_vllm.runner.install import make_steering
+
+
+def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The model, its attention layers and the sampler exist now."""
+
+    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.adaptvis = make_steering(self.vllm_config, self.device)
+        if self.sampler is not None:
+            self.sampler.adaptvis = self.adaptvis
+            self.prompt_logprobs_worker.adaptvis = self.adaptvis
+
+    return initialize_kv_cache
+
+
+def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Plan the step, run it, see that every layer was steered."""
+
+    def execute_model(
+        self: Any,
+        scheduler_output: Any,
+        intermediate_tensors: Any = None,
+        dummy_run: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        steering = getattr(self, "adaptvis", None)
+        if steering is None or dummy_run:
+            return original(
+                self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs
+            )
+        steering.begin_step(scheduler_output)
+        result = original(self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs)
+        steering.end_forward()
+        return result
+
+    return execute_model
+
+
+def gather_batch_req_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A step with a steered row is no uniform decode, so it leaves FULL CUDA graphs.
+
+    Their replay runs no Python, hence no steering, even where one prompt token is left
+    and the step looks like a decode.
+    """
+
+    def gather_batch_req_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state, uniform_token_count = original(self, *args, **kwargs)
+        steering = getattr(self, "adaptvis", None)
+        if steering is not None and steering.plan is not None and steering.plan.steers:
+            uniform_token_count = None
+        return state, uniform_token_count
+
+    return gather_batch_req_state
+
+
+def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Rows of the batch are known now."""
+
+    def prepare_attn(self: Any, input_batch: Any) -> Any:
+        result = original(self, input_batch)
+        steering = getattr(self, "adaptvis", None)
+        if steering is not None and steering.plan is not None:
+            index = {req_id: i for i, req_id in enumerate(input_batch.req_ids)}
+            steering.locate(index, input_batch.query_start_loc_np)
+        return result
+
+    return prepare_attn
+
+
+def sampler_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Confidence from the raw logits; a probe samples nothing and takes its token back.
+
+    `num_rejected` 1 makes `post_update` rewind the device's count of computed tokens.
+    """
+
+    def __call__(self: Any, logits: Any, input_batch: Any) -> Any:
+        steering = getattr(self, "adaptvis", None)
+        if steering is None or steering.sampling is None:
+            return original(self, logits, input_batch)
+        steering.observe(logits)
+        output = original(self, logits, input_batch)
+        lines = steering.sampling.probe_lines
+        if lines is not None:
+            output.num_sampled.index_fill_(0, lines, 0)
+            output.num_rejected.index_fill_(0, lines, 1)
+        return output
+
+    return __call__
+
+
+def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Send confidences and alphas along with the sampled tokens."""
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        steering = getattr(self, "adaptvis", None)
+        return output if steering is None else steering.end_sampling(output)
+
+    return sample_tokens
+
+
+def compute_prompt_logprobs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Finished prompt logprobs wait for the step that samples."""
+
+    def compute_prompt_logprobs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        results = original(self, *args, **kwargs)
+        steering = getattr(self, "adaptvis", None)
+        return results if steering is None else steering.hold_prompt_logprobs(results)
+
+    return compute_prompt_logprobs

@@ -1,0 +1,151 @@
+"""Random paged inputs for the tests and the benchmark, in the cache layouts that vLLM uses."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+# Cache layouts by name; all are indexed as [num_blocks, block_size, num_kv_heads, head_dim].
+LAYOUTS = ("nhd", "hnd", "fused", "k_transposed")
+
+
+@dataclass
+class Case:
+    args: dict[str, Any]  # of steered_attention, without `out`
+    num_tokens: int
+    kv_lens: list[int] = field(default_factory=list)
+
+    def empty_out(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """An output of NaN: a row that nobody wrote shows."""
+        q = self.args["query"]
+        return torch.full(q.shape, float("nan"), dtype=dtype or q.dtype, device=q.device)
+
+    def run(self, attention: Any, out: torch.Tensor | None = None, **changes: Any) -> torch.Tensor:
+        out = self.empty_out() if out is None else out
+        attention(out, **{**self.args, **changes})
+        return out
+
+    @property
+    def rows(self) -> list[int]:
+        return self.args["rows"].tolist()
+
+
+def make_case(
+    *,
+    kv_lens: list[int],
+    heads: tuple[int, int] = (4, 2),  # query heads, KV heads
+    dim: int = 64,
+    block_size: int = 16,
+    layout: str = "nhd",
+    spans: str = "middle",
+    dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
+    alpha: float | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> Case:
+    """Rows of the given contexts over a cache in which all else is NaN."""
+    g = torch.Generator().manual_seed(seed)
+    num_heads, num_kv_heads = heads
+    num_rows = len(kv_lens)
+    num_tokens = 2 * num_rows + 1
+    counts = [-(-n // block_size) for n in kv_lens]
+    num_blocks = sum(counts) + 3
+    order = torch.randperm(num_blocks, generator=g)
+    # Requests lie in the table in another order than their rows.
+    reqs = torch.randperm(num_rows, generator=g)
+    table = torch.full((num_rows, max(counts) + 2), -1, dtype=torch.int32)
+    k_cache, v_cache = empty_caches(layout, num_blocks, block_size, num_kv_heads, dim)
+    used = 0
+    for req, n, count in zip(reqs.tolist(), kv_lens, counts, strict=True):
+        blocks = order[used : used + count]
+        used += count
+        table[req, :count] = blocks.int()
+        pos = torch.arange(n)
+        for cache in (k_cache, v_cache):
+            x = torch.randn(n, num_kv_heads, dim, generator=g)
+            cache[blocks[pos // block_size], pos % block_size] = x
+    words, starts, lens = pack_spans([image_mask(spans, n, g) for n in kv_lens])
+    slots = torch.randperm(num_rows + 2, generator=g)[:num_rows]
+    alphas = torch.rand(num_rows + 2, generator=g) * 1.5 + 0.25
+    if alpha is not None:
+        alphas.fill_(alpha)
+
+    def cast(cache: torch.Tensor) -> torch.Tensor:
+        """The same layout in the cache's dtype."""
+        base = cache._base if cache._base is not None else cache
+        new = base.to(kv_dtype or dtype).to(device)
+        return new.as_strided(cache.shape, cache.stride(), cache.storage_offset())
+
+    def index(t: torch.Tensor) -> torch.Tensor:
+        return t.to(torch.int32).to(device)
+
+    args = {
+        "query": torch.randn(num_tokens, num_heads, dim, generator=g).to(dtype).to(device),
+        "key_cache": cast(k_cache),
+        "value_cache": cast(v_cache),
+        "block_table": index(table),
+        "rows": index(torch.randperm(num_tokens, generator=g)[:num_rows]),
+        "reqs": index(reqs),
+        "kv_lens": index(torch.tensor(kv_lens)),
+        "slots": index(slots),
+        "alpha": alphas.float().to(device),
+        "span_words": index(words),
+        "span_starts": index(starts),
+        "span_lens": index(lens),
+        "scale": dim**-0.5,
+        "max_kv_len": max(kv_lens),
+        **options,
+    }
+    return Case(args, num_tokens, list(kv_lens))
+
+
+def empty_caches(
+    layout: str, blocks: int, block_size: int, heads: int, dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:  # [blocks, block_size, heads, dim] each, all NaN
+    nan = float("nan")
+    if layout == "nhd":
+        k, v = (torch.full((blocks, block_size, heads, dim), nan) for _ in "kv")
+    elif layout == "hnd":
+        k, v = (torch.full((blocks, heads, block_size, dim), nan).transpose(1, 2) for _ in "kv")
+    elif layout == "fused":  # K and V of one position side by side
+        both = torch.full((blocks, heads, block_size, 2 * dim), nan).transpose(1, 2)
+        k, v = both[..., :dim], both[..., dim:]
+    elif layout == "k_transposed":
+        k = torch.full((blocks, heads, dim, block_size), nan).permute(0, 3, 1, 2)
+        v = torch.full((blocks, heads, block_size, dim), nan).transpose(1, 2)
+    else:
+        raise ValueError(f"unknown layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    return k, v
+
+
+def image_mask(spans: str, n: int, g: torch.Generator) -> torch.Tensor:  # [n] bool
+    pos = torch.arange(n)
+    masks = {
+        "none": pos < 0,
+        "all": pos >= 0,
+        "middle": (pos >= n // 5) & (pos < n - n // 7),
+        "pairs": ((pos >= n // 9) & (pos < n // 3)) | ((pos > n // 2) & (pos < n - 2)),
+        "hundreds": pos % 3 != 0,  # a separator after every two image positions
+        "random": torch.rand(n, generator=g) < 0.5,
+    }
+    return masks[spans]
+
+
+def pack_spans(
+    masks: list[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # words [W], starts [R], lens [R]
+    """Bitmaps of all rows in one list; a row's bitmap ends at its last image position."""
+    words: list[int] = []
+    starts, lens = [], []
+    for mask in masks:
+        positions = mask.nonzero().flatten().tolist()
+        row = [0] * (positions[-1] // 32 + 1 if positions else 0)
+        for p in positions:
+            row[p // 32] |= 1 << (p % 32)
+        starts.append(len(words))
+        lens.append(len(row))
+        words += [w - (1 << 32) if w >> 31 else w for w in row]
+    int32 = torch.int32
+    return tuple(torch.tensor(x, dtype=int32) for x in (words, starts, lens))  # type: ignore[return-value]

@@ -1,0 +1,78 @@
+"""Steered attention in plain torch: the definition that the Triton kernel is held to."""
+
+from collections.abc import Callable
+
+import torch
+
+# s: the scaled logits of image positions, a: the row's alpha.
+RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "multiply": lambda s, a: a * s,  # AdaptVis, ScalingVis
+    "add_log": lambda s, a: s + a.log(),  # PASTA
+    "pai": lambda s, a: s + a * s.abs(),  # PAI
+}
+
+
+def steered_attention_reference(
+    out: torch.Tensor,  # [num_tokens, num_heads, head_dim]
+    query: torch.Tensor,  # [num_tokens, num_heads, head_dim]
+    key_cache: torch.Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim]
+    value_cache: torch.Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim]
+    block_table: torch.Tensor,  # [num_reqs, max_blocks] int32
+    rows: torch.Tensor,  # [R] int32
+    reqs: torch.Tensor,  # [R] int32
+    kv_lens: torch.Tensor,  # [R] int32
+    slots: torch.Tensor,  # [R] int32
+    alpha: torch.Tensor,  # [num_slots] float32
+    span_words: torch.Tensor,  # [W] int32
+    span_starts: torch.Tensor,  # [R] int32
+    span_lens: torch.Tensor,  # [R] int32
+    *,
+    scale: float,
+    max_kv_len: int,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,  # [num_heads]
+    k_scale: float | torch.Tensor | None = None,
+    v_scale: float | torch.Tensor | None = None,
+    rule: str = "multiply",
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Overwrite the steered rows of `out`, one row at a time, computing in `dtype`.
+
+    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position
+    out  = softmax(soft_cap(s) with the sink) @ v
+    """
+    block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
+    for i in range(len(rows)):
+        kv_len = int(kv_lens[i])
+        if kv_len <= 0:
+            continue
+        first = max(kv_len - window, 0) if window > 0 else 0
+        position = torch.arange(first, kv_len, device=query.device)
+        block = block_table[reqs[i], position // block_size].long()
+        k = key_cache[block, position % block_size].to(dtype).repeat_interleave(group, 1)
+        v = value_cache[block, position % block_size].to(dtype).repeat_interleave(group, 1)
+        s = scale * torch.einsum("hd,khd->hk", query[rows[i]].to(dtype), k)
+        if k_scale is not None:
+            s = s * k_scale
+        image = _is_image(position, span_words, int(span_starts[i]), int(span_lens[i]))
+        s = torch.where(image, RULES[rule](s, alpha[slots[i]].to(dtype)), s)
+        if soft_cap > 0:
+            s = soft_cap * torch.tanh(s / soft_cap)
+        if sinks is not None:
+            s = torch.cat([s, sinks.to(dtype)[:, None]], 1)
+        p = torch.softmax(s, 1)[:, : len(position)]
+        o = torch.einsum("hk,khd->hd", p, v)
+        if v_scale is not None:
+            o = o * v_scale
+        out[rows[i]] = o.to(out.dtype)
+
+
+def _is_image(
+    position: torch.Tensor, words: torch.Tensor, start: int, length: int
+) -> torch.Tensor:  # [len(position)] bool
+    word = position // 32
+    inside = word < length
+    word = torch.where(inside, word + start, 0)
+    bits = words[word] if len(words) else torch.zeros_like(position)
+    return inside & ((bits >> (position % 32)) & 1).bool()

@@ -1,0 +1,306 @@
+"""Steered attention over a paged KV cache, in Triton.
+
+For each steered row, with q its query and j over the keys it sees:
+
+    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position
+    out  = softmax(soft_cap(s) with the sink) @ v
+
+See `reference.steered_attention_reference` for the same in torch.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _split_range(
+    p_len,
+    i_s,
+    window,
+    splits,
+    USE_WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Positions [lo, hi) of split i_s, and how many splits are not empty.
+
+    The range starts exactly where the window does, so only its last tile needs a mask.
+    """
+    kv_len = tl.load(p_len)
+    first = 0
+    if USE_WINDOW:
+        first = tl.maximum(kv_len - window, 0)
+    tiles = (kv_len - first + BLOCK_N - 1) // BLOCK_N
+    per_split = (tiles + splits - 1) // splits
+    lo = first + i_s * per_split * BLOCK_N
+    hi = tl.minimum(lo + per_split * BLOCK_N, kv_len)
+    used = (tiles + per_split - 1) // tl.maximum(per_split, 1)
+    return lo, hi, used
+
+
+@triton.jit
+def _widen(x, dtype: tl.constexpr, E4M3_BITS: tl.constexpr):
+    """A cache tile in the dot's dtype; exact, float8 included."""
+    if E4M3_BITS:  # no hardware conversion: shift into float16, whose exponent bias is 8 larger
+        bits = x.to(tl.uint16)
+        bits = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        return (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def _steer(s, alpha, RULE: tl.constexpr):
+    if RULE == "multiply":
+        return s * alpha
+    elif RULE == "add_log":
+        return s + tl.log(alpha)
+    else:
+        tl.static_assert(RULE == "pai")
+        return s + alpha * tl.abs(s)
+
+
+@triton.jit
+def _tile(
+    b_acc,  # [GROUP_PAD, DIM_PAD]
+    b_max,  # [GROUP_PAD] running maximum, log2 domain
+    b_sum,  # [GROUP_PAD]
+    b_q,  # [GROUP_PAD, DIM_PAD]
+    start,
+    hi,
+    alpha,
+    scale,
+    soft_cap,
+    p_k,
+    p_v,
+    p_table,
+    p_words,
+    num_words,
+    s_kb,
+    s_kn,
+    s_kd,
+    s_vb,
+    s_vn,
+    s_vd,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RULE: tl.constexpr,
+    USE_SOFT_CAP: tl.constexpr,
+    E4M3_BITS: tl.constexpr,
+    USE_MASK: tl.constexpr,
+):
+    """One online-softmax step over positions [start, start + BLOCK_N)."""
+    i_n = start + tl.arange(0, BLOCK_N)
+    i_d = tl.arange(0, DIM_PAD)
+    m_n = i_n < hi
+    if USE_MASK:
+        i_b = tl.load(p_table + i_n // BLOCK_SIZE, mask=m_n, other=0).to(tl.int64)
+    else:
+        i_b = tl.load(p_table + i_n // BLOCK_SIZE).to(tl.int64)
+    i_o = i_n % BLOCK_SIZE
+    p_bk = p_k + (i_b * s_kb + i_o * s_kn)[:, None] + i_d[None, :] * s_kd
+    p_bv = p_v + (i_b * s_vb + i_o * s_vn)[:, None] + i_d[None, :] * s_vd
+    if USE_MASK:
+        m_kv = m_n[:, None] & (i_d < DIM)[None, :]
+        b_k = tl.load(p_bk, mask=m_kv, other=0.0)
+        b_v = tl.load(p_bv, mask=m_kv, other=0.0)
+    elif DIM < DIM_PAD:
+        m_d = (i_d < DIM)[None, :]
+        b_k = tl.load(p_bk, mask=m_d, other=0.0)
+        b_v = tl.load(p_bv, mask=m_d, other=0.0)
+    else:
+        b_k = tl.load(p_bk)
+        b_v = tl.load(p_bv)
+    i_w = i_n // 32
+    b_w = tl.load(p_words + i_w, mask=i_w < num_words, other=0)
+    is_image = ((b_w >> (i_n % 32)) & 1) != 0
+
+    b_k = _widen(b_k, b_q.dtype, E4M3_BITS)
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
+    b_s = tl.where(is_image[None, :], _steer(b_s, alpha, RULE), b_s)
+    if USE_SOFT_CAP:
+        b_t = tl.exp2(b_s * (2 * LOG2_E / soft_cap))
+        b_s = soft_cap * (1.0 - 2.0 / (b_t + 1.0))
+    b_s = b_s * LOG2_E
+    if USE_MASK:
+        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+
+    b_new = tl.maximum(b_max, tl.max(b_s, 1))
+    # Before the first finite logit the maximum is -inf, and -inf - -inf is NaN.
+    b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_p = tl.exp2(b_s - b_ref[:, None])
+    b_old = tl.exp2(b_max - b_ref)
+    b_sum = b_sum * b_old + tl.sum(b_p, 1)
+    b_v = _widen(b_v, b_q.dtype, E4M3_BITS)
+    b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_q.dtype), b_v, input_precision="ieee")
+    return b_acc, b_new, b_sum
+
+
+# Index lists are slices of persistent buffers: an odd start must not compile anew.
+_LISTS = ("p_rows", "p_reqs", "p_lens", "p_slots", "p_starts", "p_num_words", "p_words")
+
+
+@triton.jit(do_not_specialize_on_alignment=_LISTS)
+def steer_kernel(
+    p_out,
+    p_part,  # [R, num_heads, splits, DIM] float32, then log2-sum-exp [R, num_heads, splits]
+    p_q,
+    p_k,
+    p_v,
+    p_table,
+    p_rows,
+    p_reqs,
+    p_lens,
+    p_slots,
+    p_alpha,
+    p_words,
+    p_starts,
+    p_num_words,
+    p_sinks,
+    scale,
+    k_scale,
+    v_scale,
+    window,
+    soft_cap,
+    s_ot,
+    s_oh,
+    s_qt,
+    s_qh,
+    s_kb,
+    s_kn,
+    s_kh,
+    s_kd,
+    s_vb,
+    s_vn,
+    s_vh,
+    s_vd,
+    s_table,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_SPLITS: tl.constexpr,
+    RULE: tl.constexpr,
+    USE_WINDOW: tl.constexpr,
+    USE_SOFT_CAP: tl.constexpr,
+    USE_SINKS: tl.constexpr,
+    K_SCALE: tl.constexpr,
+    V_SCALE: tl.constexpr,
+    E4M3_BITS: tl.constexpr,
+):
+    """One program per (kv head, split, row)."""
+    i_h, i_s, i_r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lo, hi, _ = _split_range(p_lens + i_r, i_s, window, tl.num_programs(1), USE_WINDOW, BLOCK_N)
+    if lo >= hi:
+        return
+
+    i_g = tl.arange(0, GROUP_PAD)
+    i_d = tl.arange(0, DIM_PAD)
+    i_qh = i_h * GROUP + i_g
+    m_g = i_g < GROUP
+    m_gd = m_g[:, None] & (i_d < DIM)[None, :]
+    i_t = tl.load(p_rows + i_r).to(tl.int64)
+    b_q = tl.load(p_q + i_t * s_qt + i_qh[:, None] * s_qh + i_d[None, :], mask=m_gd, other=0.0)
+    alpha = tl.load(p_alpha + tl.load(p_slots + i_r))
+    num_words = tl.load(p_num_words + i_r)
+    p_words += tl.load(p_starts + i_r)
+    p_table += tl.load(p_reqs + i_r).to(tl.int64) * s_table
+    p_k += i_h.to(tl.int64) * s_kh
+    p_v += i_h.to(tl.int64) * s_vh
+    if K_SCALE == "tensor":
+        scale *= tl.load(k_scale)
+    elif K_SCALE == "value":
+        scale *= k_scale
+
+    b_max = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    b_sum = tl.full([GROUP_PAD], 0.0, tl.float32)
+    if USE_SINKS:  # noqa: SIM102  (resolved by the compiler; the inner test is not)
+        if i_s == 0:
+            b_sink = tl.load(p_sinks + i_qh, mask=m_g, other=0.0)
+            b_max = b_sink.to(tl.float32) * LOG2_E
+            b_sum = tl.full([GROUP_PAD], 1.0, tl.float32)
+    b_acc = tl.full([GROUP_PAD, DIM_PAD], 0.0, tl.float32)
+
+    whole = lo + (hi - lo) // BLOCK_N * BLOCK_N
+    for start in tl.range(lo, whole, BLOCK_N):
+        b_acc, b_max, b_sum = _tile(
+            b_acc, b_max, b_sum, b_q, start, hi, alpha, scale, soft_cap,
+            p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
+            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=False,
+        )  # fmt: skip
+    if whole < hi:
+        b_acc, b_max, b_sum = _tile(
+            b_acc, b_max, b_sum, b_q, whole, hi, alpha, scale, soft_cap,
+            p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
+            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=True,
+        )  # fmt: skip
+
+    b_o = b_acc / b_sum[:, None]
+    if V_SCALE == "tensor":
+        b_o *= tl.load(v_scale)
+    elif V_SCALE == "value":
+        b_o *= v_scale
+    if USE_SPLITS:
+        num_heads, splits = tl.num_programs(0) * GROUP, tl.num_programs(1)
+        i_part = (i_r.to(tl.int64) * num_heads + i_qh) * splits + i_s
+        p_lse = p_part + tl.num_programs(2).to(tl.int64) * num_heads * splits * DIM
+        # A split whose logits are all -inf counts for nothing: not 0/0, but weight 0.
+        b_o = tl.where((b_sum > 0)[:, None], b_o, 0.0)
+        tl.store(p_part + i_part[:, None] * DIM + i_d[None, :], b_o, mask=m_gd)
+        tl.store(p_lse + i_part, b_max + tl.log2(b_sum), mask=m_g)
+    else:
+        p_o = p_out + i_t * s_ot + i_qh[:, None] * s_oh + i_d[None, :]
+        tl.store(p_o, b_o.to(p_out.dtype.element_ty), mask=m_gd)
+
+
+@triton.jit(
+    do_not_specialize=("splits",), do_not_specialize_on_alignment=("p_rows", "p_lens", "p_part")
+)
+def reduce_kernel(
+    p_out,
+    p_part,
+    p_rows,
+    p_lens,
+    splits,
+    window,
+    s_ot,
+    s_oh,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+    USE_WINDOW: tl.constexpr,
+):
+    """Join the splits of one (head, row)."""
+    i_h, i_r = tl.program_id(0), tl.program_id(1)
+    _, _, used = _split_range(p_lens + i_r, 0, window, splits, USE_WINDOW, BLOCK_N)
+    if used <= 0:
+        return
+    i_d = tl.arange(0, DIM_PAD)
+    m_d = i_d < DIM
+    i_part = (i_r.to(tl.int64) * tl.num_programs(0) + i_h) * splits
+    p_lse = p_part + tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * splits * DIM + i_part
+    b_acc = tl.full([DIM_PAD], 0.0, tl.float32)
+    b_max = tl.full([1], float("-inf"), tl.float32)
+    b_sum = tl.full([1], 0.0, tl.float32)
+    for start in range(0, used, CHUNK):
+        i_s = start + tl.arange(0, CHUNK)
+        m_s = i_s < used
+        b_lse = tl.load(p_lse + i_s, mask=m_s, other=float("-inf"))
+        p_o = p_part + (i_part + i_s)[:, None] * DIM + i_d[None, :]
+        b_o = tl.load(p_o, mask=m_s[:, None] & m_d[None, :], other=0.0)
+        b_new = tl.maximum(b_max, tl.max(b_lse, 0))
+        b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_w = tl.exp2(b_lse - b_ref)
+        b_old = tl.exp2(b_max - b_ref)
+        b_acc = b_acc * b_old + tl.sum(b_w[:, None] * b_o, 0)
+        b_sum = b_sum * b_old + tl.sum(b_w, 0)
+        b_max = b_new
+    i_t = tl.load(p_rows + i_r).to(tl.int64)
+    b_o = (b_acc / b_sum).to(p_out.dtype.element_ty)
+    tl.store(p_out + i_t * s_ot + i_h * s_oh + i_d, b_o, mask=m_d)

@@ -1,0 +1,176 @@
+"""The Triton kernel against the float64 reference."""
+
+import pytest
+import torch
+from adaptvis_vllm.kernels import steered_attention_reference
+from adaptvis_vllm.kernels.cases import Case, make_case
+from adaptvis_vllm.kernels.config import LaunchConfig
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def tile(block_n: int = 32, splits: int = 1) -> LaunchConfig:
+    return LaunchConfig(block_n, num_warps=4, num_stages=2, splits=splits)
+
+
+def assert_close(name: str, ref: torch.Tensor, tri: torch.Tensor, tol: float) -> None:
+    error = ((tri.double() - ref.double()).norm() / ref.double().norm()).item()
+    assert error < tol, f"{name}: relative error {error:.2e}, allowed {tol:.0e}"
+
+
+def check(case: Case, steered_attention, **changes) -> None:
+    """Steered rows equal the reference, every other row keeps its bits."""
+    config = {"config": changes.pop("config")} if "config" in changes else {}
+    ref = case.run(steered_attention_reference, case.empty_out(torch.float64), **changes)
+    out = case.run(steered_attention, **config, **changes)
+    steered = torch.tensor([r for r, n in zip(case.rows, case.kv_lens, strict=True) if n > 0])
+    others = torch.ones(case.num_tokens, dtype=torch.bool)
+    others[steered] = False
+    assert not out[steered].isnan().any(), "a steered element was not written"
+    assert out[others].isnan().all(), "a row that is not steered was written"
+    assert_close("out", ref[steered], out[steered], TOLERANCE[case.args["query"].dtype])
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.get)
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 32, 33, 123], ids=lambda n: f"N{n}")
+def test_context_length(steered_attention, device, n, dtype):
+    check(make_case(kv_lens=[n], dtype=dtype, device=device), steered_attention)
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.get)
+@pytest.mark.parametrize("dim", [32, 64, 80, 96, 128, 256], ids=lambda d: f"D{d}")
+def test_head_dim(steered_attention, device, dim, dtype):
+    case = make_case(kv_lens=[5, 123], dim=dim, dtype=dtype, device=device)
+    check(case, steered_attention)
+
+
+@pytest.mark.parametrize(
+    "heads", [(2, 2), (4, 1), (7, 1), (14, 2), (16, 2), (20, 1)], ids=lambda h: f"H{h[0]}-KV{h[1]}"
+)
+def test_head_groups(steered_attention, device, heads):
+    check(make_case(kv_lens=[70, 33], heads=heads, device=device), steered_attention)
+
+
+@pytest.mark.parametrize("layout", ["nhd", "hnd", "fused", "k_transposed"])
+@pytest.mark.parametrize("block_size", [16, 32, 48, 80, 128], ids=lambda b: f"B{b}")
+def test_cache_layout(steered_attention, device, layout, block_size):
+    case = make_case(kv_lens=[1, 129, 300], layout=layout, block_size=block_size, device=device)
+    check(case, steered_attention, config=tile(splits=2))
+
+
+@pytest.mark.parametrize("spans", ["none", "all", "middle", "pairs", "hundreds", "random"])
+def test_spans(steered_attention, device, spans):
+    check(make_case(kv_lens=[640, 77], spans=spans, device=device), steered_attention)
+
+
+def test_a_batch_without_any_image_needs_no_words(steered_attention, device):
+    case = make_case(kv_lens=[40], spans="none", device=device)
+    assert case.args["span_words"].numel() == 0
+    check(case, steered_attention)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64], ids=lambda r: f"R{r}")
+def test_rows(steered_attention, device, rows):
+    kv_lens = [1 + (37 * i) % 61 for i in range(rows)]
+    check(make_case(kv_lens=kv_lens, heads=(2, 1), dim=32, device=device), steered_attention)
+
+
+def test_a_padding_row_is_left_alone(steered_attention, device):
+    case = make_case(kv_lens=[0, 90, 0], device=device)
+    for splits in (1, 3):
+        check(case, steered_attention, config=tile(splits=splits))
+
+
+@pytest.mark.parametrize("splits", [2, 3, 8, 40], ids=lambda s: f"S{s}")
+def test_splits_equal_one_program(steered_attention, device, splits):
+    case = make_case(kv_lens=[1, 32, 33, 500], heads=(4, 1), device=device)
+    check(case, steered_attention, config=tile(splits=splits))
+    rows = case.args["rows"]
+    one = case.run(steered_attention, config=tile())[rows]
+    many = case.run(steered_attention, config=tile(splits=splits))[rows]
+    assert_close("splits", one, many, 1e-6)
+
+
+def test_the_bound_on_the_context_may_be_loose(steered_attention, device):
+    case = make_case(kv_lens=[45, 160], device=device)
+    check(case, steered_attention, max_kv_len=32768)
+
+
+OPTIONS = {
+    "window": {"window": 50},
+    "window1": {"window": 1},
+    "window-beyond": {"window": 4096},
+    "soft-cap": {"soft_cap": 5.0},
+    "sinks": {"sinks": torch.tensor([1.5, -2.0, 4.0, 0.25])},
+    "scales": {"k_scale": 0.7, "v_scale": 1.9},
+    "together": {
+        "window": 77,
+        "soft_cap": 3.0,
+        "sinks": torch.tensor([1.5, -2.0, 4.0, 0.25]),
+        "k_scale": 0.7,
+        "v_scale": 1.9,
+    },
+}
+
+
+@pytest.mark.parametrize("splits", [1, 4], ids=lambda s: f"S{s}")
+@pytest.mark.parametrize("rule", ["multiply", "add_log", "pai"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_and_rules(steered_attention, device, option, rule, splits):
+    options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
+    case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device)
+    check(case, steered_attention, config=tile(splits=splits), rule=rule, **options)
+
+
+def test_add_log_with_alpha_zero_hides_the_image(steered_attention, device):
+    case = make_case(kv_lens=[200], spans="pairs", alpha=0.0, device=device)
+    for splits in (1, 5):
+        check(case, steered_attention, rule="add_log", config=tile(splits=splits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=NAMES.get)
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+@pytest.mark.parametrize("scales", ["floats", "tensors"])
+def test_float8_cache(steered_attention, device, dtype, kv_dtype, scales):
+    case = make_case(kv_lens=[9, 100], dtype=dtype, kv_dtype=kv_dtype, device=device)
+    k_scale, v_scale = 0.37, 2.5
+    if scales == "tensors":
+        k_scale, v_scale = (torch.tensor([x], device=device) for x in (k_scale, v_scale))
+    check(case, steered_attention, k_scale=k_scale, v_scale=v_scale)
+
+
+def test_e4m3_without_hardware_conversion_is_exact(launch, device, monkeypatch):
+    case = make_case(
+        kv_lens=[100], dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn, device=device
+    )
+    plain = case.run(launch.steered_attention)
+    monkeypatch.setattr(launch, "_converts_e4m3", lambda device: False)
+    shifted = case.run(launch.steered_attention)
+    assert torch.equal(plain.nan_to_num(), shifted.nan_to_num())
+
+
+def test_unaligned_rows_of_wider_buffers(steered_attention, device):
+    """Query and output as vLLM slices them out of one fused projection."""
+    case = make_case(kv_lens=[70, 20], device=device)
+    q = case.args["query"]
+    wide = torch.zeros(q.shape[0], 3 * q.shape[1], q.shape[2], device=device)
+    wide[:, q.shape[1] : 2 * q.shape[1]] = q
+    check(case, steered_attention, query=wide[:, q.shape[1] : 2 * q.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "divide"}, "unknown rule 'divide'"),
+        ({"alpha": torch.ones(4, dtype=torch.float64)}, "alpha must be float32"),
+        ({"rows": torch.tensor([0])}, "contiguous int32"),
+        ({"sinks": torch.zeros(3)}, "one contiguous logit per head"),
+        ({"query": torch.zeros(3, 3, 64)}, "do not divide"),
+    ],
+    ids=["rule", "alpha", "rows", "sinks", "heads"],
+)
+def test_what_it_cannot_serve_is_refused(steered_attention, change, message):
+    case = make_case(kv_lens=[4])
+    with pytest.raises(ValueError, match=message):
+        case.run(steered_attention, torch.zeros(3, 4, 64), **change)
