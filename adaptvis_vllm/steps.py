@@ -314,7 +314,8 @@ class Steering:
         plan = self.sampling
         if plan is None or not plan.probes:
             return
-        assert plan.probe_lines is not None and plan.probe_policy is not None
+        assert plan.probe_lines is not None
+        assert plan.probe_policy is not None
         _, slots, kinds, decimals = plan.probe_policy[:4]
         low, high, threshold = plan.probe_policy[4:].view(torch.float32)
         if logits is None:

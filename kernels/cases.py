@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .counting import Model, bytes_moved
+
 # Cache layouts by name; all are indexed as [num_blocks, block_size, num_kv_heads, head_dim].
 LAYOUTS = ("nhd", "hnd", "fused", "k_transposed")
 
@@ -149,3 +151,35 @@ def pack_spans(
         words += [w - (1 << 32) if w >> 31 else w for w in row]
     int32 = torch.int32
     return tuple(torch.tensor(x, dtype=int32) for x in (words, starts, lens))  # type: ignore[return-value]
+
+
+def make_timing_cases(model: Model, context: int, rows: int, *, min_bytes: int) -> list[Case]:
+    """Cases of one model on one bf16 cache, on the GPU; together they read min_bytes or more."""
+    num = max(2, -(-min_bytes // bytes_moved(model, context, rows=rows)))
+    num = min(num, 256)
+    block_size = 16
+    per_row = -(-context // block_size)
+    shape = (num * rows * per_row, model.num_kv_heads, block_size, 2 * model.head_dim)
+    kv = torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_().transpose(1, 2)
+    k_cache, v_cache = kv.split(model.head_dim, -1)
+    tables = torch.randperm(shape[0], device="cuda").int().view(num, rows, per_row)
+    words, starts, lens = pack_spans([torch.arange(context) < context * 9 // 10])
+    index = torch.arange(rows, dtype=torch.int32, device="cuda")
+    query = torch.randn(rows, model.num_heads, model.head_dim, device="cuda", dtype=torch.bfloat16)
+    shared: dict[str, Any] = {
+        "query": query,
+        "key_cache": k_cache,
+        "value_cache": v_cache,
+        "rows": index,
+        "reqs": index,
+        "kv_lens": torch.full_like(index, context),
+        "slots": index,
+        "alpha": torch.full((rows,), 1.5, device="cuda"),
+        "span_words": words.cuda(),
+        "span_starts": starts.cuda().repeat(rows),
+        "span_lens": lens.cuda().repeat(rows),
+        "scale": model.head_dim**-0.5,
+        "max_kv_len": context,
+        "window": model.window,
+    }
+    return [Case({**shared, "block_table": t}, rows, [context] * rows) for t in tables]

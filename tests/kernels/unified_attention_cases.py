@@ -1,4 +1,4 @@
-"""Run with a case's number: alpha = 1 against vLLM's own attention kernel on the same cache.
+"""Run with names of cases: alpha = 1 against vLLM's own attention kernel on the same cache.
 
 A program of its own because vLLM picks its Triton once per process. Without a GPU both kernels
 run in Triton's interpreter. Prints one JSON line per case: name, relative difference.
@@ -34,10 +34,9 @@ def use_interpreter() -> None:
 
 
 def compare(name: str, device: str) -> float:
-    from vllm.v1.attention.ops.triton_unified_attention import unified_attention
-
     from adaptvis_vllm.kernels import steered_attention
     from adaptvis_vllm.kernels.cases import make_case
+    from vllm.v1.attention.ops.triton_unified_attention import unified_attention
 
     options = dict(CASES[name])
     if options.pop("sinks", False):
@@ -74,6 +73,7 @@ def compare(name: str, device: str) -> float:
 
 
 if __name__ == "__main__":
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # theirs would use tf32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         use_interpreter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from models.tokenizer import chat_template, make_tokenizer
+from models.tokenizer import chat_template, make_tokenizer, unwritable
 from models.weights import randomise, rename_weights
 from transformers import (
     CLIPImageProcessor,
@@ -83,8 +83,7 @@ def make_llava(
         tie_word_embeddings=text == "gemma2",
     )
     model = LlavaForConditionalGeneration(config)
-    image_id = config.image_token_id
-    randomise(model, seed, never=(0, 1, image_id), eos=2)
+    randomise(model, seed, never=unwritable(tokenizer), eos=2)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.to(dtype).save_pretrained(path)
     rename_weights(path, _vllm_name)
@@ -115,9 +114,7 @@ def _text_config(text: str, window: int, softcap: float, **common: int) -> PreTr
     if text == "llama":
         return LlamaConfig(architectures=["LlamaForCausalLM"], **common)
     if text == "mistral":
-        return MistralConfig(
-            architectures=["MistralForCausalLM"], sliding_window=window, **common
-        )
+        return MistralConfig(architectures=["MistralForCausalLM"], sliding_window=window, **common)
     if text == "gemma2":
         return Gemma2Config(
             architectures=["Gemma2ForCausalLM"],

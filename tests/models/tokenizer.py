@@ -56,3 +56,15 @@ def make_tokenizer(
         eos_token="</s>",
         additional_special_tokens=list(specials),
     )
+
+
+def unwritable(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Special tokens except </s>, and those that are no printable ASCII on their own."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
+    texts = ((i, tokenizer.decode([i])) for i in range(len(tokenizer)))
+    return tuple(
+        i
+        for i, text in texts
+        if i in special
+        or (i != tokenizer.eos_token_id and not (text.isascii() and text.isprintable()))
+    )

@@ -23,15 +23,19 @@ def randomise(
     lm_head puts the confidence on both sides of the published thresholds. Tokens in `never`
     are not generated, `eos` more often than others.
     """
+    tied = model.config.tie_word_embeddings
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         leaf = name.split(".")[-2]
         if "norm" in leaf:
+            # Tied embeddings repeat the last token unless the layers outweigh them.
+            if tied and leaf.startswith("post_"):
+                parameter.fill_(7.0)
             continue
         fan_in = parameter[0].numel()
         if parameter.dim() == 1:
             std = 0.1
-        elif leaf == "embed_tokens" and model.config.tie_word_embeddings:
+        elif leaf == "embed_tokens" and tied:
             std = GAINS["lm_head"] / fan_in**0.5
         elif "embed" in leaf and parameter.dim() == 2:
             std = 1.0

@@ -1,0 +1,142 @@
+"""The command `adaptvis`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptvis_vllm import _torchvision
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit status. User errors print one sentence."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _torchvision.ensure()
+    command = argv[0] if argv else ""
+    if command not in COMMANDS:
+        usage = "usage: adaptvis COMMAND [options]; each COMMAND has --help\n\n" + "\n".join(
+            f"  {name:<10} {function.__doc__.splitlines()[0]}"
+            for name, function in COMMANDS.items()
+        )
+        wanted = command in ("-h", "--help")
+        print(usage, file=sys.stdout if wanted else sys.stderr)
+        return 0 if wanted else 2
+    try:
+        return COMMANDS[command](argv[1:])
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"adaptvis {command}: {error}", file=sys.stderr)
+        return 1
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check this environment; prints a report to paste into an issue."""
+    from adaptvis_vllm.doctor import report
+
+    parser = argparse.ArgumentParser(prog="adaptvis doctor", description=doctor.__doc__)
+    parser.parse_args(argv)
+    text, works = report()
+    print(text)
+    return 0 if works else 1
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Answer the rows of a JSONL file with a vLLM engine."""
+    # vLLM has a --runner of its own (generate or pooling), so ours is read first.
+    early = argparse.ArgumentParser(prog="adaptvis generate", add_help=False, allow_abbrev=False)
+    early.add_argument("--runner", choices=("v1", "v2"))
+    known, argv = early.parse_known_args(argv)
+    chosen = known.runner
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if chosen == "v2" and not _has_gpu():
+        from adaptvis_vllm.runner import interpreted
+
+        interpreted.enable()
+        print("runner v2 on a CPU: Triton's interpreter, slow, for checking", file=sys.stderr)
+    elif chosen is not None:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(chosen == "v2"))
+
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(
+        prog="adaptvis generate",
+        description=f"{generate.__doc__} --runner v1|v2 chooses vLLM's model runner; v2 on a "
+        "CPU runs in Triton's interpreter. All engine options of vLLM are accepted.",
+    )
+    _file_options(parser)
+    EngineArgs.add_cli_args(parser)
+    args = parser.parse_args(argv)
+    _check_files(args)
+    llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
+
+    from adaptvis_vllm.offline import RowRunner
+    from adaptvis_vllm.rows import read_lines
+
+    runner = RowRunner(llm, args.input.parent, args.logprobs)
+    return _write(args, runner.run(read_lines(args.input)))
+
+
+def reference(argv: Sequence[str]) -> int:
+    """Answer the same rows with eager transformers, two prompt passes for adaptive."""
+    parser = argparse.ArgumentParser(prog="adaptvis reference", description=reference.__doc__)
+    _file_options(parser)
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--dtype", default="float32", help="torch dtype, default float32")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    _check_files(args)
+
+    from adaptvis_vllm.reference import ReferenceModel
+    from adaptvis_vllm.reference_rows import run
+    from adaptvis_vllm.rows import read_lines
+
+    model = ReferenceModel(args.model, dtype=args.dtype, device=args.device)
+    return _write(args, run(model, read_lines(args.input), args.input.parent, args.logprobs))
+
+
+def _file_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
+    parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
+    parser.add_argument("--logprobs", type=int, help="report the K best tokens of each step")
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    if not args.input.is_file():
+        raise ValueError(f"--input: no such file {args.input}")
+    if not args.output.parent.is_dir():
+        raise ValueError(f"--output: no such folder {args.output.parent}")
+
+
+def _write(args: argparse.Namespace, rows: Any) -> int:
+    """Write rows as they come, with a progress bar; 0, or 3 if some are error rows."""
+    from tqdm import tqdm
+
+    with args.input.open("rb") as lines:
+        total = sum(1 for line in lines if line.strip())
+    errors = 0
+    with args.output.open("w", encoding="utf-8") as out:
+        for row in tqdm(rows, total=total, unit="row", dynamic_ncols=True):
+            errors += row["error"] is not None
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
+    if errors:
+        print(f"{errors} of {total} rows are error rows: see their field error", file=sys.stderr)
+    return 3 if errors else 0
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+COMMANDS = {"doctor": doctor, "generate": generate, "reference": reference}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Answer rows with an in-process vLLM engine, its batch kept full, in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from adaptvis_vllm.rows import Row, output_row, parse_row
+
+
+class RowRunner:
+    """Feeds rows to an `LLM` as it has room and yields output rows in input order.
+
+    llm: vLLM `LLM` (this package's plugin loaded). folder: what image paths are relative
+    to. logprobs: how many to report per token, None for none. Memory is bounded by a window
+    of twice the engine's `max_num_seqs`, whatever the input's length.
+    """
+
+    def __init__(self, llm: Any, folder: Path, logprobs: int | None = None) -> None:
+        self.llm = llm
+        self.folder = folder
+        self.logprobs = logprobs
+        self.window = 2 * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+
+    def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """values: decoded lines (`rows.read_lines`). A bad row becomes an error row."""
+        source = iter(values)
+        done: dict[int, dict[str, Any]] = {}
+        running: dict[str, tuple[int, Any]] = {}
+        taken = written = 0
+        more = True
+        while more or running or done:
+            while more and taken - written < self.window:
+                value = next(source, self)
+                if value is self:
+                    more = False
+                    break
+                row_id = value.get("id") if isinstance(value, dict) else None
+                try:
+                    running[self._enqueue(parse_row(value, self.folder))] = (taken, row_id)
+                except Exception as error:  # nothing is queued yet: the row alone is at fault
+                    done[taken] = output_row(row_id, error=_sentence(error))
+                taken += 1
+            if running:
+                for output in self.llm.llm_engine.step():
+                    if output.finished:
+                        number, row_id = running.pop(output.request_id)
+                        done[number] = output_row(
+                            row_id, output, logprobs=self.logprobs is not None
+                        )
+            while written in done:
+                yield done.pop(written)
+                written += 1
+
+    def _enqueue(self, row: Row) -> str:
+        """Queue one row; returns the id that its output will carry."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=row.max_tokens,
+            temperature=row.temperature,
+            seed=row.seed,
+            logprobs=self.logprobs,
+            extra_args=row.steering.extra_args() if row.steering else None,
+        )
+        if row.messages is not None:
+            (internal,) = self.llm.enqueue_chat([row.messages], params, use_tqdm=False)
+        else:
+            prompt: dict[str, Any] = {"prompt": row.prompt}
+            if row.images:
+                prompt["multi_modal_data"] = {"image": row.images}
+            (internal,) = self.llm.enqueue([prompt], params, use_tqdm=False)
+        # vLLM returns "NUMBER-RANDOM" here and calls the output by NUMBER.
+        return internal.partition("-")[0]
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

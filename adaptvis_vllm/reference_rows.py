@@ -1,0 +1,58 @@
+"""The rows of `adaptvis generate`, answered by the transformers reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from adaptvis_vllm.reference import ReferenceModel
+from adaptvis_vllm.rows import output_row, parse_row
+
+
+def run(
+    model: ReferenceModel, values: Iterable[Any], folder: Path, logprobs: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Output rows in input order; greedy only, so a row with a temperature is an error row."""
+    for value in values:
+        row_id = value.get("id") if isinstance(value, dict) else None
+        try:
+            row = parse_row(value, folder)
+            if row.temperature:
+                raise ValueError(
+                    f"temperature is {row.temperature}, but the reference is greedy: only 0"
+                )
+            images = list(row.images)
+            if row.messages is None:
+                prompt: Any = row.prompt
+            else:
+                prompt, images = _for_template(row.messages)
+            out = model.generate(
+                prompt, images, row.steering, max_tokens=row.max_tokens, logprobs=logprobs or 0
+            )
+        except ValueError as error:
+            yield output_row(row_id, error=str(error))
+            continue
+        line = {
+            "id": row_id,
+            "text": out.text,
+            "token_ids": out.token_ids,
+            "finish_reason": out.finish_reason,
+            "adaptvis": out.report.as_dict(),
+        }
+        if logprobs is not None:
+            line["logprobs"] = [[list(pair) for pair in step] for step in out.top_logprobs]
+        yield line | {"error": None}
+
+
+def _for_template(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Chat messages as transformers' templates take them, and their images in order."""
+    images: list[Any] = []
+    out = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            images += [p["image_pil"] for p in content if p.get("type") == "image_pil"]
+            content = [{"type": "image"} if p.get("type") == "image_pil" else p for p in content]
+        out.append({**message, "content": content})
+    return out, images

@@ -1,0 +1,191 @@
+"""Input and output rows of `adaptvis generate`: one JSON object a line.
+
+Input: `id`; one of `question` (the chat template is applied), `prompt` (raw, with the
+model's image placeholder), `messages` (OpenAI chat messages); `image` (path or data URI) or
+`images`; optional `adaptvis` (parameters without prefix), `max_tokens` (16), `temperature`
+(0), `seed`. Paths are relative to the input file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.report import MODE_OFF, Report
+
+FIELDS = (
+    "id",
+    "image",
+    "images",
+    "question",
+    "prompt",
+    "messages",
+    "adaptvis",
+    "max_tokens",
+    "temperature",
+    "seed",
+)
+_TEXTS = ("question", "prompt", "messages")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked request. prompt: raw text; messages: chat, images as PIL; one of them set."""
+
+    id: Any
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    images: list[Image.Image]
+    steering: SteeringParams | None
+    max_tokens: int
+    temperature: float
+    seed: int | None
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Each line's JSON value, or a ValueError for a line that is none; empty lines skipped."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield ValueError(f"line {number} is not JSON: {error}")
+
+
+def parse_row(value: Any, folder: Path) -> Row:
+    """A checked row; ValueError names the field. folder: what paths are relative to."""
+    if isinstance(value, ValueError):
+        raise value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a row must be a JSON object, not {type(value).__name__}")
+    for name in value:
+        if name not in FIELDS:
+            raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
+    given = [name for name in _TEXTS if value.get(name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"exactly one of {', '.join(_TEXTS)} is needed, not {given or 'none'}")
+    if value.get("image") is not None and value.get("images") is not None:
+        raise ValueError("image and images exclude each other")
+    sources = value.get("images") if value.get("images") is not None else value.get("image")
+    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
+    field = "images" if value.get("images") is not None else "image"
+    images = [load_image(source, folder, field) for source in sources]
+    prompt, messages = value.get("prompt"), None
+    if given[0] == "prompt":
+        _text("prompt", prompt)
+    elif given[0] == "question":
+        parts = [{"type": "image_pil", "image_pil": image} for image in images]
+        text = {"type": "text", "text": _text("question", value["question"])}
+        messages = [{"role": "user", "content": [*parts, text]}]
+    else:
+        if images:
+            raise ValueError(f"{field} does not go with messages; put images into their content")
+        messages = _messages(value["messages"], folder)
+    steering = value.get("adaptvis")
+    return Row(
+        id=value.get("id"),
+        prompt=prompt,
+        messages=messages,
+        images=images,
+        steering=None if steering is None else SteeringParams.from_dict(steering),
+        max_tokens=_whole("max_tokens", value.get("max_tokens", 16), 1),
+        temperature=_temperature(value.get("temperature", 0)),
+        seed=None if value.get("seed") is None else _whole("seed", value["seed"], 0),
+    )
+
+
+def load_image(source: Any, folder: Path, field: str) -> Image.Image:
+    """An RGB picture from a path or a data URI; ValueError names the field."""
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"{field} must be a path or a data URI, not {source!r:.60}")
+    try:
+        if source.startswith("data:"):
+            head, _, body = source.partition(",")
+            if not head.endswith(";base64"):
+                raise ValueError(f"{field}: only base64 data URIs are read")
+            picture = Image.open(io.BytesIO(base64.b64decode(body, validate=True)))
+        elif "://" in source:
+            raise ValueError(f"{field} must be a path or a data URI, not {source!r:.60}")
+        else:
+            picture = Image.open(folder / source)
+        return picture.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{field}: no such file {source!r}") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, binascii.Error) as error:
+        raise ValueError(f"{field}: {source!r:.60} is no readable image: {error!s:.200}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def output_row(
+    row_id: Any, output: Any = None, *, error: str | None = None, logprobs: bool = False
+) -> dict[str, Any]:
+    """The output row of a finished vLLM `RequestOutput`, or of an error."""
+    if output is None:
+        line = {"id": row_id, "text": None, "token_ids": None, "finish_reason": None}
+        return line | {"adaptvis": None, "error": error}
+    answer = output.outputs[0]
+    line = {
+        "id": row_id,
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+        "adaptvis": output.adaptvis or Report("off", reason=MODE_OFF).as_dict(),
+    }
+    if logprobs:
+        line["logprobs"] = [
+            [
+                [token, entry.logprob]
+                for token, entry in sorted(step.items(), key=lambda i: i[1].rank)
+            ]
+            for step in answer.logprobs
+        ]
+    return line | {"error": None}
+
+
+def _messages(value: Any, folder: Path) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value) or not value:
+        raise ValueError("messages must be a list of chat messages")
+    messages = []
+    for number, message in enumerate(value):
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [_part(p, folder, f"messages[{number}].content") for p in content]
+        messages.append({**message, "content": content})
+    return messages
+
+
+def _part(part: Any, folder: Path, field: str) -> Any:
+    if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
+        source = part.get(part["type"])
+        source = source.get("url") if isinstance(source, Mapping) else source
+        return {"type": "image_pil", "image_pil": load_image(source, folder, field)}
+    return part
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, not {value!r:.60}")
+    return value
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, not {value!r:.60}")
+    return value
+
+
+def _temperature(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
+        raise ValueError(f"temperature must be a number from 0 to 2, not {value!r:.60}")
+    return float(value)
