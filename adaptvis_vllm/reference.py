@@ -63,10 +63,11 @@ class ReferenceModel:
         """ValueError where the architecture cannot be steered through transformers."""
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation="eager"
-        )
+        model: Any = AutoModelForImageTextToText
+        self.model = model.from_pretrained(path, dtype=dtype, attn_implementation="eager")
         self.model.to(device).eval()
+        if self.model.config.is_encoder_decoder:
+            raise ValueError(f"{self.model.config.model_type} keeps images out of the prompt")
         self.device = torch.device(device)
         self.image_token_id = _image_token_id(self.model.config)
         self.eos_token_ids = _eos_token_ids(self.model.generation_config, self.tokenizer)

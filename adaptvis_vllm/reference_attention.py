@@ -53,7 +53,7 @@ def install(decoder: Any, steering: Steering) -> frozenset[int]:
     found = {}
     for module in decoder.modules():
         index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and hasattr(module, "q_proj"):
+        if isinstance(index, int) and "Attention" in type(module).__name__:
             found[index] = module
             module.adaptvis_reference = steering
     if not found or not decoder._supports_attention_backend:
@@ -101,6 +101,7 @@ def _steered_attention(
     for name in _UNKNOWN:
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} uses {name}")
+    assert steering.columns is not None
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3)

@@ -11,6 +11,9 @@ class LaunchConfig:
     splits: int  # programs that share one row's KV range
 
 
+MAX_SPLITS = 128
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
@@ -26,15 +29,17 @@ def choose(
     num_kv_heads: int,
     head_dim: int,
     kv_bytes: int,  # size of one cache element
-    max_kv_len: int,  # keys that the longest row may read, window applied
+    max_keys: int,  # keys that the longest row may read, window applied
     num_sms: int,
 ) -> LaunchConfig:
-    tile_bytes = next_power_of_2(head_dim) * kv_bytes
-    block_n = 64 if tile_bytes <= 256 else 32
-    programs = rows * num_kv_heads
-    tiles = -(-max_kv_len // block_n)
-    # Enough programs for two rounds of two resident blocks on every SM; a split of one
-    # tile is not worth its partial result.
-    wanted = -(-4 * num_sms // programs)
-    splits = max(1, min(wanted, tiles // 2, 64))
+    """Tile by the width of a cached position alone: a context length never compiles anew.
+
+    Two programs per SM, all resident at once, keep an H100's memory busy; more of them only
+    add partial results, fewer leave it idle.
+    """
+    width = next_power_of_2(head_dim) * kv_bytes
+    block_n = 64 if width <= 128 else 32 if width <= 512 else 16
+    wanted = 2 * num_sms // (rows * num_kv_heads)
+    tiles = -(-max_keys // block_n)
+    splits = max(1, min(wanted, tiles, MAX_SPLITS))
     return LaunchConfig(block_n, num_warps=4, num_stages=3, splits=splits)

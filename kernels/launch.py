@@ -5,7 +5,8 @@ import functools
 import torch
 
 from .config import LaunchConfig, choose, group_pad, next_power_of_2
-from .steer import reduce_kernel, steer_kernel
+from .reduce import reduce_kernel
+from .steer import steer_kernel
 
 RULES = ("multiply", "add_log", "pai")
 
@@ -51,7 +52,7 @@ def steered_attention(
             num_kv_heads=num_kv_heads,
             head_dim=dim,
             kv_bytes=key_cache.element_size(),
-            max_kv_len=reach,
+            max_keys=reach,
             num_sms=_num_sms(query.device),
         )
     splits = config.splits

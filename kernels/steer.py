@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _split_range(
+def split_range(
     p_len,
     i_s,
     window,
@@ -62,7 +62,14 @@ def _steer(s, alpha, RULE: tl.constexpr):
 
 
 @triton.jit
+def _blocks(p_table, start, hi, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    i_n = start + tl.arange(0, BLOCK_N)
+    return tl.load(p_table + i_n // BLOCK_SIZE, mask=i_n < hi, other=0)
+
+
+@triton.jit
 def _tile(
+    b_block,  # [BLOCK_N] numbers of the cache blocks
     b_acc,  # [GROUP_PAD, DIM_PAD]
     b_max,  # [GROUP_PAD] running maximum, log2 domain
     b_sum,  # [GROUP_PAD]
@@ -92,14 +99,15 @@ def _tile(
     E4M3_BITS: tl.constexpr,
     USE_MASK: tl.constexpr,
 ):
-    """One online-softmax step over positions [start, start + BLOCK_N)."""
+    """One online-softmax step over positions [start, start + BLOCK_N).
+
+    Their block numbers come in, the next tile's go out: K and V never wait for the table.
+    """
     i_n = start + tl.arange(0, BLOCK_N)
     i_d = tl.arange(0, DIM_PAD)
     m_n = i_n < hi
-    if USE_MASK:
-        i_b = tl.load(p_table + i_n // BLOCK_SIZE, mask=m_n, other=0).to(tl.int64)
-    else:
-        i_b = tl.load(p_table + i_n // BLOCK_SIZE).to(tl.int64)
+    i_b = b_block.to(tl.int64)
+    b_block = _blocks(p_table, start + BLOCK_N, hi, BLOCK_SIZE, BLOCK_N)
     i_o = i_n % BLOCK_SIZE
     p_bk = p_k + (i_b * s_kb + i_o * s_kn)[:, None] + i_d[None, :] * s_kd
     p_bv = p_v + (i_b * s_vb + i_o * s_vn)[:, None] + i_d[None, :] * s_vd
@@ -136,7 +144,7 @@ def _tile(
     b_sum = b_sum * b_old + tl.sum(b_p, 1)
     b_v = _widen(b_v, b_q.dtype, E4M3_BITS)
     b_acc = b_acc * b_old[:, None] + tl.dot(b_p.to(b_q.dtype), b_v, input_precision="ieee")
-    return b_acc, b_new, b_sum
+    return b_block, b_acc, b_new, b_sum
 
 
 # Index lists are slices of persistent buffers: an odd start must not compile anew.
@@ -195,7 +203,7 @@ def steer_kernel(
 ):
     """One program per (kv head, split, row)."""
     i_h, i_s, i_r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    lo, hi, _ = _split_range(p_lens + i_r, i_s, window, tl.num_programs(1), USE_WINDOW, BLOCK_N)
+    lo, hi, _ = split_range(p_lens + i_r, i_s, window, tl.num_programs(1), USE_WINDOW, BLOCK_N)
     if lo >= hi:
         return
 
@@ -226,16 +234,17 @@ def steer_kernel(
             b_sum = tl.full([GROUP_PAD], 1.0, tl.float32)
     b_acc = tl.full([GROUP_PAD, DIM_PAD], 0.0, tl.float32)
 
+    b_block = _blocks(p_table, lo, hi, BLOCK_SIZE, BLOCK_N)
     whole = lo + (hi - lo) // BLOCK_N * BLOCK_N
     for start in tl.range(lo, whole, BLOCK_N):
-        b_acc, b_max, b_sum = _tile(
-            b_acc, b_max, b_sum, b_q, start, hi, alpha, scale, soft_cap,
+        b_block, b_acc, b_max, b_sum = _tile(
+            b_block, b_acc, b_max, b_sum, b_q, start, hi, alpha, scale, soft_cap,
             p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
             DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=False,
         )  # fmt: skip
     if whole < hi:
-        b_acc, b_max, b_sum = _tile(
-            b_acc, b_max, b_sum, b_q, whole, hi, alpha, scale, soft_cap,
+        b_block, b_acc, b_max, b_sum = _tile(
+            b_block, b_acc, b_max, b_sum, b_q, whole, hi, alpha, scale, soft_cap,
             p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
             DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=True,
         )  # fmt: skip
@@ -256,51 +265,3 @@ def steer_kernel(
     else:
         p_o = p_out + i_t * s_ot + i_qh[:, None] * s_oh + i_d[None, :]
         tl.store(p_o, b_o.to(p_out.dtype.element_ty), mask=m_gd)
-
-
-@triton.jit(
-    do_not_specialize=("splits",), do_not_specialize_on_alignment=("p_rows", "p_lens", "p_part")
-)
-def reduce_kernel(
-    p_out,
-    p_part,
-    p_rows,
-    p_lens,
-    splits,
-    window,
-    s_ot,
-    s_oh,
-    DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr,
-    USE_WINDOW: tl.constexpr,
-):
-    """Join the splits of one (head, row)."""
-    i_h, i_r = tl.program_id(0), tl.program_id(1)
-    _, _, used = _split_range(p_lens + i_r, 0, window, splits, USE_WINDOW, BLOCK_N)
-    if used <= 0:
-        return
-    i_d = tl.arange(0, DIM_PAD)
-    m_d = i_d < DIM
-    i_part = (i_r.to(tl.int64) * tl.num_programs(0) + i_h) * splits
-    p_lse = p_part + tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * splits * DIM + i_part
-    b_acc = tl.full([DIM_PAD], 0.0, tl.float32)
-    b_max = tl.full([1], float("-inf"), tl.float32)
-    b_sum = tl.full([1], 0.0, tl.float32)
-    for start in range(0, used, CHUNK):
-        i_s = start + tl.arange(0, CHUNK)
-        m_s = i_s < used
-        b_lse = tl.load(p_lse + i_s, mask=m_s, other=float("-inf"))
-        p_o = p_part + (i_part + i_s)[:, None] * DIM + i_d[None, :]
-        b_o = tl.load(p_o, mask=m_s[:, None] & m_d[None, :], other=0.0)
-        b_new = tl.maximum(b_max, tl.max(b_lse, 0))
-        b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_w = tl.exp2(b_lse - b_ref)
-        b_old = tl.exp2(b_max - b_ref)
-        b_acc = b_acc * b_old + tl.sum(b_w[:, None] * b_o, 0)
-        b_sum = b_sum * b_old + tl.sum(b_w, 0)
-        b_max = b_new
-    i_t = tl.load(p_rows + i_r).to(tl.int64)
-    b_o = (b_acc / b_sum).to(p_out.dtype.element_ty)
-    tl.store(p_out + i_t * s_ot + i_h * s_oh + i_d, b_o, mask=m_d)

@@ -54,7 +54,7 @@ def dot_of_bfloat16(create_dot):
 def load_interpreted() -> ModuleType:
     import triton
 
-    names = [f"{PACKAGE}.steer", f"{PACKAGE}.launch"]
+    names = [f"{PACKAGE}.{name}" for name in ("steer", "reduce", "launch")]
     package = importlib.import_module(PACKAGE)
     patch = pytest.MonkeyPatch()
     patch.setattr(triton.knobs.runtime, "interpret", True)

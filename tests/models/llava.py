@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from models.tokenizer import chat_template, make_tokenizer, unwritable
-from models.weights import randomise, rename_weights
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -19,6 +17,9 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
 )
+
+from models.tokenizer import chat_template, make_tokenizer, unwritable
+from models.weights import randomise, rename_weights
 
 IMAGE = "<image>"
 PATCH = 14

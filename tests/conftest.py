@@ -1,0 +1,50 @@
+"""Environment of every test process, set before anything imports vLLM."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    HF_HUB_OFFLINE="1",
+    TORCHDYNAMO_DISABLE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    OMP_NUM_THREADS="2",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_LOGGING_LEVEL="ERROR",
+    TOKENIZERS_PARALLELISM="false",
+    RAY_USAGE_STATS_ENABLED="0",
+)
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny seeded LLaVA-1.5: 4 layers, 4 heads, 2 kv heads, 16 tokens an image."""
+    from models.llava import make_llava
+
+    return make_llava(tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JSONL file of `cases.make_rows`, its images beside it."""
+    from cases import make_rows, write_rows
+
+    folder = tmp_path_factory.mktemp("rows")
+    return write_rows(folder / "in.jsonl", make_rows(folder))
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Any]:
+    """An in-process engine with small blocks and small chunks, prefix caching on."""
+    from engine import close, make_llm
+
+    llm = make_llm(model)
+    yield llm
+    close(llm)

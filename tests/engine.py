@@ -1,0 +1,101 @@
+"""Real vLLM engines in the test's own process."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.images import make_image
+
+from adaptvis_vllm import SteeringParams
+
+BLOCK = 32
+
+
+def make_llm(model: Path, **options: Any) -> Any:
+    """An `LLM` with the options that tests want unless they say otherwise."""
+    from vllm import LLM
+
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "kv_cache_memory_bytes": 64 * 2**20,
+        "limit_mm_per_prompt": {"image": 3},
+        "max_num_seqs": 8,
+        "block_size": BLOCK,
+        "max_logprobs": 20,
+        "enable_prefix_caching": True,
+    }
+    return LLM(str(model), **(defaults | options))
+
+
+def close(llm: Any) -> None:
+    """Give back the process-wide state of an in-process engine."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def scheduler(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def runner(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def prompt(image: int | None, text: str = "Where is the red cat?") -> dict[str, Any]:
+    """A raw prompt with one image (its seed), or with none."""
+    if image is None:
+        return {"prompt": f"USER: {text} ASSISTANT:"}
+    return {
+        "prompt": f"USER: <image>\n{text} ASSISTANT:",
+        "multi_modal_data": {"image": make_image(image)},
+    }
+
+
+def sampling(steering: SteeringParams | None = None, **options: Any) -> Any:
+    from vllm import SamplingParams
+
+    defaults = {"temperature": 0.0, "max_tokens": 8}
+    return SamplingParams(
+        extra_args=steering.extra_args() if steering else None, **(defaults | options)
+    )
+
+
+def generate(llm: Any, prompts: Sequence[Any], params: Any) -> list[Any]:
+    return llm.generate(list(prompts), params, use_tqdm=False)
+
+
+def tokens(output: Any) -> list[list[int]]:
+    return [list(answer.token_ids) for answer in output.outputs]
+
+
+def first_logprobs(output: Any) -> dict[int, float]:
+    return {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+
+
+@contextmanager
+def counted_steps(llm: Any) -> Iterator[list[dict[str, int]]]:
+    """Collects `num_scheduled_tokens` of every step."""
+    sched = scheduler(llm)
+    original, steps = sched.schedule, []
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if output.total_num_scheduled_tokens:
+            steps.append(dict(output.num_scheduled_tokens))
+        return output
+
+    sched.schedule = schedule
+    try:
+        yield steps
+    finally:
+        del sched.schedule
