@@ -37,7 +37,7 @@ QUESTIONS = {
     "sun-house": "Is the sun left or right of the house?",
     "two-dots": "Is the red dot above or below the blue dot?",
 }
-MAX_TOKENS = 6
+MAX_TOKENS = 5
 
 
 def draw(name: str) -> Image.Image:
@@ -176,12 +176,12 @@ def main() -> None:
         f"steered: alpha = {STEERING.alpha_low} if the base answer's confidence is "
         f"< {STEERING.threshold}, else {STEERING.alpha_high}\n"
     )
-    heads = f"{'picture':<14}{'question':<45}{'base':<26}{'steered':<26}confidence  alpha"
+    heads = f"{'picture':<14}{'question':<45}{'base':<22}{'steered':<22}confidence  alpha"
     print(heads + "\n" + "-" * len(heads))
     for name, base, steered in zip(QUESTIONS, answers["base"], answers["steered"], strict=True):
         report = steered.adaptvis
         print(
-            f"{name:<14}{QUESTIONS[name]:<45}{show(base, 24)}  {show(steered, 24)}  "
+            f"{name:<14}{QUESTIONS[name]:<45}{show(base, 20)}  {show(steered, 20)}  "
             f"{report['confidence']:>10.3f}  {report['alpha']:>5}"
         )
 
@@ -206,7 +206,7 @@ def main() -> None:
 Next:
   the same from a file   .venv/bin/adaptvis generate --model {folder}/model \\
                            --input {folder}/{rows.name} --output {folder}/answers.jsonl \\
-                           --enforce-eager --kv-cache-memory-bytes 64M
+                           --dtype float32 --enforce-eager --kv-cache-memory-bytes 64M
   your own model         the same with --model and the folder of a real LLaVA
   check this machine     .venv/bin/adaptvis doctor
   serving, Python        README.md

@@ -4,11 +4,9 @@ import functools
 
 import torch
 
-from .config import LaunchConfig, choose, group_pad, next_power_of_2
+from .config import RULES, LaunchConfig, choose, reduce_constants, steer_constants
 from .reduce import reduce_kernel
 from .steer import steer_kernel
-
-RULES = ("multiply", "add_log", "pai")
 
 
 def steered_attention(
@@ -54,6 +52,7 @@ def steered_attention(
             kv_bytes=key_cache.element_size(),
             max_keys=reach,
             num_sms=_num_sms(query.device),
+            is_hip=torch.version.hip is not None,
         )
     splits = config.splits
     part = None
@@ -93,20 +92,20 @@ def steered_attention(
         *key_cache.stride(),
         *value_cache.stride(),
         block_table.stride(0),
-        GROUP=num_heads // num_kv_heads,
-        GROUP_PAD=group_pad(num_heads // num_kv_heads),
-        DIM=dim,
-        DIM_PAD=next_power_of_2(dim),
-        BLOCK_SIZE=block_size,
-        BLOCK_N=config.block_n,
-        USE_SPLITS=splits > 1,
-        RULE=rule,
-        USE_WINDOW=window > 0,
-        USE_SOFT_CAP=soft_cap > 0,
-        USE_SINKS=sinks is not None,
-        K_SCALE=_scale_kind(k_scale),
-        V_SCALE=_scale_kind(v_scale),
-        E4M3_BITS=e4m3_bits,
+        **steer_constants(
+            config,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=dim,
+            block_size=block_size,
+            rule=rule,
+            window=window,
+            soft_cap=soft_cap,
+            use_sinks=sinks is not None,
+            k_scale=_scale_kind(k_scale),
+            v_scale=_scale_kind(v_scale),
+            e4m3_bits=e4m3_bits,
+        ),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -120,11 +119,7 @@ def steered_attention(
             window,
             out.stride(0),
             out.stride(1),
-            DIM=dim,
-            DIM_PAD=next_power_of_2(dim),
-            BLOCK_N=config.block_n,
-            CHUNK=8,
-            USE_WINDOW=window > 0,
+            **reduce_constants(config, head_dim=dim, window=window),
             num_warps=4,
         )
 

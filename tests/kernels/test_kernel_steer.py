@@ -115,8 +115,11 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("splits", [1, 4], ids=lambda s: f"S{s}")
-@pytest.mark.parametrize("rule", ["multiply", "add_log", "pai"])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    ("rule", "option"),
+    [("multiply", option) for option in OPTIONS]
+    + [(rule, option) for rule in ("add_log", "pai") for option in ("window", "together")],
+)
 def test_options_and_rules(steered_attention, device, option, rule, splits):
     options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
     case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device)

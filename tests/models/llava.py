@@ -87,7 +87,7 @@ def make_llava(
     randomise(model, seed, never=unwritable(tokenizer), eos=2)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.to(dtype).save_pretrained(path)
-    rename_weights(path, _vllm_name)
+    rename_weights(path, vllm_name)
     LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": image_size},
@@ -103,7 +103,7 @@ def make_llava(
     return path
 
 
-def _vllm_name(name: str) -> str:
+def vllm_name(name: str) -> str:
     """vLLM's CLIP keeps a level that transformers 5 dropped and still accepts."""
     before, dot, after = name.partition("vision_tower.")
     if dot and not after.startswith("vision_model."):

@@ -14,7 +14,7 @@ TEXT = (
     "Compare the first image with the second image and say which one is brighter.",
 )
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
+    "{% for message in messages %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -25,9 +25,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def chat_template(image: str) -> str:
+def chat_template(image: str, *, bos: bool = True) -> str:
     """USER: <image>\\n... ASSISTANT:, with `image` as the placeholder of one image."""
-    return CHAT_TEMPLATE.replace("IMAGE", repr(image))
+    return ("{{ bos_token }}" if bos else "") + CHAT_TEMPLATE.replace("IMAGE", repr(image))
 
 
 def make_tokenizer(

@@ -27,7 +27,7 @@ def randomise(
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         leaf = name.split(".")[-2]
-        if "norm" in leaf:
+        if parameter.dim() == 1 and name.endswith(".weight"):  # a norm
             # Tied embeddings repeat the last token unless the layers outweigh them.
             if tied and leaf.startswith("post_"):
                 parameter.fill_(7.0)

@@ -1,0 +1,266 @@
+"""Compiles the kernels for GPUs that are not there: python -m adaptvis_vllm.kernels.aot
+
+Prints what each variant takes of a multiprocessor and the bytes it must move, and fails if a
+variant of a named model spills registers.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from typing import Any
+
+from .arch import ARCHES, Arch, Resources, resident_blocks, resources
+from .config import LaunchConfig, choose, reduce_constants, steer_constants
+from .counting import BANDWIDTH, MODELS, Model, bytes_moved, floor_us, keys_read
+
+# What Triton's launcher finds divisible by 16 in vLLM's tensors.
+ALIGNED = frozenset(
+    ("p_out", "p_q", "p_k", "p_v", "p_alpha", "p_sinks", "k_scale", "v_scale", "window")
+    + ("s_ot", "s_oh", "s_qt", "s_qh", "s_kb", "s_kn", "s_kh", "s_vb", "s_vn", "s_vh")
+)
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "e4m3": 1, "e5m2": 1}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of one kernel."""
+
+    model: Model
+    dtype: str = "bf16"
+    kv_dtype: str = ""  # "": dtype
+    rule: str = "multiply"
+    soft_cap: bool = False
+    sinks: bool = False
+    splits: int = 0  # 0: as for one row of the model's context
+    kernel: str = "steer"
+    named: bool = False  # a supported model's own variant, whose bytes are worth printing
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.kv_dtype or self.dtype
+
+    @property
+    def label(self) -> str:
+        m = self.model
+        shape = f"D{m.head_dim}" + (f" G{m.group}" if self.kernel == "steer" else "")
+        parts = [m.name if self.named else shape, self.dtype]
+        if self.kv_dtype:
+            parts.append(f"kv {self.kv_dtype}")
+        if self.rule != "multiply":
+            parts.append(self.rule)
+        flags = {"window": m.window, "soft cap": self.soft_cap, "sinks": self.sinks}
+        parts += [name for name, on in flags.items() if on]
+        if self.kernel == "reduce":
+            parts.append("reduce")
+        elif self.splits == 1:
+            parts.append("unsplit")
+        return " ".join(parts)
+
+    def config(self, arch: Arch) -> LaunchConfig:
+        config = choose(
+            rows=1,
+            num_kv_heads=self.model.num_kv_heads,
+            head_dim=self.model.head_dim,
+            kv_bytes=BYTES[self.cache_dtype],
+            max_keys=keys_read(self.model, self.model.context),
+            num_sms=arch.num_sms,
+            is_hip=arch.backend == "hip",
+        )
+        splits = self.splits or config.splits
+        return LaunchConfig(config.block_n, config.num_warps, config.num_stages, splits)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    variant: Variant
+    arch: Arch
+    config: LaunchConfig
+    resources: Resources
+    blocks_per_sm: int
+
+    @property
+    def num_bytes(self) -> int:
+        v = self.variant
+        kv = BYTES[v.cache_dtype]
+        return bytes_moved(v.model, v.model.context, element=BYTES[v.dtype], kv_element=kv)
+
+    def __str__(self) -> str:
+        r, c = self.resources, self.config
+        text = (
+            f"{self.variant.label:38} {self.arch.name:7} {r.registers:5} {r.spill_bytes:6} "
+            f"{r.shared_bytes:7} {c.num_warps:5} {c.num_stages:6} {self.blocks_per_sm:7}"
+        )
+        if self.variant.named:
+            floors = " ".join(f"{floor_us(self.num_bytes, b):8.2f}" for b in BANDWIDTH.values())
+            text += f" {self.variant.model.context:8} {self.num_bytes / 2**20:8.2f} {floors}"
+        return text
+
+
+HEADER = (
+    f"{'variant':38} {'arch':7} {'regs':>5} {'spills':>6} {'shared':>7} {'warps':>5} {'stages':>6} "
+    f"{'blocks':>7} {'context':>8} {'MiB/row':>8} " + " ".join(f"{g + ' us':>8}" for g in BANDWIDTH)
+)
+
+
+def model_variants() -> list[Variant]:
+    """What the named models launch: split and unsplit, with a float8 cache, and the reduction."""
+    split = [Variant(m, named=True) for m in MODELS]
+    unsplit = [Variant(m, named=True, splits=1) for m in MODELS]
+    float8 = [Variant(m, kv_dtype="e4m3", named=True) for m in MODELS]
+    # The reduction depends on nothing but the head size and the window.
+    shapes = {(m.head_dim, m.window): m for m in MODELS}
+    reduce = [Variant(m, kernel="reduce") for m in shapes.values()]
+    return split + unsplit + float8 + reduce
+
+
+def matrix_variants() -> list[Variant]:
+    """Every dtype, head size, group, cache dtype, rule and flag."""
+
+    def model(dim: int, group: int, window: int = 0) -> Model:
+        return Model("", 4 * group, 4, dim, context=2048, window=window)
+
+    variants = [
+        Variant(model(dim, 4), dtype, splits=splits)
+        for dtype, dim, splits in product(
+            ("fp16", "bf16", "fp32"), (32, 64, 80, 96, 128, 256), (1, 2)
+        )
+    ]
+    variants += [Variant(model(128, group), splits=2) for group in (1, 7, 8, 20)]
+    variants += [
+        Variant(model(dim, 4), dtype, kv, splits=2)
+        for dtype, kv, dim in product(("fp16", "bf16"), ("e4m3", "e5m2"), (64, 128, 256))
+    ]
+    for dim, rule in product((128, 256), ("multiply", "add_log", "pai")):
+        variants += [
+            Variant(model(dim, 4, window), rule=rule, soft_cap=soft_cap, sinks=sinks, splits=2)
+            for window, soft_cap, sinks in (
+                (0, False, False),
+                (1024, False, False),
+                (0, True, False),
+                (0, False, True),
+                (1024, True, True),
+            )
+        ]
+    return list(dict.fromkeys(variants))
+
+
+def compile_row(variant: Variant, arch: Arch) -> Row:
+    import triton
+    from triton.compiler import ASTSource
+
+    from .reduce import reduce_kernel
+    from .steer import steer_kernel
+
+    kernel = steer_kernel if variant.kernel == "steer" else reduce_kernel
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels do not compile")
+    config = variant.config(arch)
+    types, constants = signature(variant, arch, config, kernel.arg_names)
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name in ALIGNED and types[name] != "constexpr"
+    }
+    source = ASTSource(
+        kernel,
+        types,
+        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs,
+    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    compiled = triton.compile(source, target=arch.target(), options=options)
+    used = resources(compiled, arch)
+    blocks = resident_blocks(used, config.num_warps, arch)
+    return Row(variant, arch, config, used, blocks)
+
+
+def signature(
+    variant: Variant, arch: Arch, config: LaunchConfig, names: list[str]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Types and constants, as Triton's launcher would derive them from the tensors."""
+    m = variant.model
+    cache = variant.cache_dtype
+    e4m3_bits = cache == "e4m3" and not arch.converts_e4m3
+    scale = "tensor" if variant.kv_dtype else "none"
+    constants: dict[str, Any]
+    if variant.kernel == "reduce":
+        constants = dict(reduce_constants(config, head_dim=m.head_dim, window=m.window))
+    else:
+        constants = dict(
+            steer_constants(
+                config,
+                num_heads=m.num_heads,
+                num_kv_heads=m.num_kv_heads,
+                head_dim=m.head_dim,
+                block_size=16,
+                rule=variant.rule,
+                window=m.window,
+                soft_cap=float(variant.soft_cap),
+                use_sinks=variant.sinks,
+                k_scale=scale,
+                v_scale=scale,
+                e4m3_bits=e4m3_bits,
+            ),
+            s_kd=1,
+            s_vd=1,
+        )
+        if config.splits == 1:
+            constants["p_part"] = None
+        if not variant.sinks:
+            constants["p_sinks"] = None
+        if scale == "none":
+            constants |= {"k_scale": None, "v_scale": None}
+    element = "*" + variant.dtype
+    cached = "*u8" if e4m3_bits else "*" + arch.float8.get(cache, cache)
+    types = {
+        "p_out": element,
+        "p_q": element,
+        "p_k": cached,
+        "p_v": cached,
+        "p_part": "*fp32",
+        "p_alpha": "*fp32",
+        "p_sinks": element,
+        "k_scale": "*fp32",
+        "v_scale": "*fp32",
+        "scale": "fp32",
+        "soft_cap": "fp32",
+    }
+    for name in names:
+        types.setdefault(name, "*i32" if name.startswith("p_") else "i32")
+    types = {name: "constexpr" if name in constants else types[name] for name in names}
+    return types, constants
+
+
+def compile_all(variants: Iterable[Variant], arches: Iterable[Arch], *, jobs: int = 1) -> list[Row]:
+    work = [(v, a) for a in arches for v in variants]
+    if jobs == 1:
+        return [compile_row(v, a) for v, a in work]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compile_row, *zip(*work, strict=True)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", action="store_true", help="only the named models' variants")
+    parser.add_argument("--arch", nargs="*", default=list(ARCHES), choices=list(ARCHES))
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    args = parser.parse_args()
+    variants = model_variants() + ([] if args.models else matrix_variants())
+    rows = compile_all(variants, [ARCHES[a] for a in args.arch], jobs=args.jobs)
+    print(HEADER)
+    for row in rows:
+        print(row)
+    spilling = [r for r in rows if r.variant.named and r.resources.spill_bytes]
+    print(f"{len(rows)} compiled, {sum(r.resources.spill_bytes > 0 for r in rows)} with spills")
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Ahead-of-time compilation, without a GPU: nothing of the named models spills."""
+
+import os
+
+import pytest
+
+from adaptvis_vllm.kernels.aot import HEADER, Row, Variant, compile_row
+from adaptvis_vllm.kernels.arch import ARCHES, Resources, resident_blocks
+from adaptvis_vllm.kernels.config import choose
+from adaptvis_vllm.kernels.counting import MODELS, bytes_moved, floor_us
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(interpreted, reason="Triton was told to interpret: nothing is compiled")
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "kernel", "arch"),
+    [
+        ("LLaVA-1.5-7B", "", "steer", "sm_80"),
+        ("Qwen2.5-VL-7B", "e4m3", "steer", "sm_90"),
+        ("Gemma-3-12B-local", "", "steer", "sm_100"),
+        ("LLaVA-1.5-7B", "", "reduce", "sm_90"),
+    ],
+)
+def test_a_named_model_compiles_without_spills(name, kv_dtype, kernel, arch):
+    model = next(m for m in MODELS if m.name == name)
+    variant = Variant(model, kv_dtype=kv_dtype, kernel=kernel, named=True)
+    row = compile_row(variant, ARCHES[arch])
+    assert row.resources.spill_bytes == 0
+    assert 0 < row.resources.registers <= 255
+    assert row.blocks_per_sm >= 2
+    assert arch in str(row)
+
+
+def test_the_table_lines_up():
+    model = MODELS[0]
+    arch = ARCHES["sm_90"]
+    variant = Variant(model, named=True)
+    row = Row(variant, arch, variant.config(arch), Resources(128, 0, 38144), 4)
+    assert len(str(row)) == len(HEADER)
+
+
+@pytest.mark.parametrize(
+    ("used", "blocks"),
+    [((128, 0, 1024), 4), ((32, 0, 65536), 3), ((16, 0, 0), 16), ((255, 0, 200 << 10), 1)],
+    ids=["registers", "shared", "threads", "one"],
+)
+def test_resident_blocks(used, blocks):
+    assert resident_blocks(Resources(*used), 4, ARCHES["sm_90"]) == blocks
+
+
+def test_bytes_of_llava_by_hand():
+    llava = MODELS[0]
+    kv = 2 * 640 * 32 * 128 * 2
+    assert bytes_moved(llava, 640) == kv + 4 * 40 + 4 * 20 + 2 * 32 * 128 * 2
+    local = next(m for m in MODELS if m.window)
+    assert bytes_moved(local, 32768) == bytes_moved(local, local.window)
+    assert floor_us(2_000_000, 2.0e12) == pytest.approx(1.0)
+
+
+def test_splits_follow_the_grid_and_the_context():
+    def splits(rows, keys, **changes):
+        shape = {"num_kv_heads": 8, "head_dim": 128, "kv_bytes": 2, "num_sms": 132} | changes
+        return choose(rows=rows, max_keys=keys, **shape).splits
+
+    assert splits(1, 32768) == 33
+    assert splits(1, 64) == 2  # no more than tiles
+    assert splits(64, 32768) == 1  # the grid is full already
+    assert splits(1, 1 << 20, num_kv_heads=1) == 128
+
+
+def test_the_tile_never_depends_on_the_context():
+    tiles = {
+        choose(
+            rows=rows, num_kv_heads=8, head_dim=128, kv_bytes=2, max_keys=keys, num_sms=132
+        ).block_n
+        for rows in (1, 64)
+        for keys in (1, 100, 1 << 17)
+    }
+    assert len(tiles) == 1
