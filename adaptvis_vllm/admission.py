@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
+
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.params import PREFIX, SteeringParams
 
@@ -20,6 +22,10 @@ def server_defaults(vllm_config: Any) -> SteeringParams | None:
         return SteeringParams.from_dict(values)
     except ValueError as error:
         raise ValueError(f"additional_config['{OPTION}']: {error}") from None
+
+
+class Refused(VLLMValidationError, ValueError):
+    """HTTP 400 in a server (other ValueErrors are 500 there), a ValueError offline."""
 
 
 class Admission:
@@ -43,14 +49,17 @@ class Admission:
     def resolve(self, sampling_params: Any, *, resumable: bool = False) -> SteeringParams | None:
         """Complete and checked parameters of one request; None if it asks for nothing.
 
-        sampling_params: vLLM's. ValueError names the field.
+        sampling_params: vLLM's. Refused names the field.
         """
-        params = SteeringParams.from_flat(sampling_params.extra_args, defaults=self.defaults)
-        if params is None or not self.steerable:
-            return params
-        params.layer_set(self.num_layers, prefix=PREFIX)
+        try:
+            params = SteeringParams.from_flat(sampling_params.extra_args, defaults=self.defaults)
+            if params is None or not self.steerable:
+                return params
+            params.layer_set(self.num_layers, prefix=PREFIX)
+        except ValueError as error:
+            raise Refused(str(error)) from None
         if resumable and params.mode != "off":
-            raise ValueError(
+            raise Refused(
                 f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
                 "fixed last prompt token; only 'off' is possible"
             )
@@ -76,6 +85,50 @@ def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, params, *args, **kwargs)
 
     return _validate_params
+
+
+def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `AsyncLLM.generate`, an async generator: its own checks run with the first result,
+    when a streamed response has already begun with HTTP 200."""
+
+    def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        self.input_processor.adaptvis.resolve(sampling_params)
+        return original(self, prompt, sampling_params, *args, **kwargs)
+
+    return generate
+
+
+def refuse_beam_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `to_beam_search_params` of HTTP requests, which drops their `vllm_xargs`."""
+
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            params = SteeringParams.from_flat(self.vllm_xargs)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        _refuse_beams(params, f"{PREFIX}mode")
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
+
+
+def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `beam_search`, online and offline: defaults would steer each of its steps."""
+
+    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        engine = self.engine_client if hasattr(self, "engine_client") else self.llm_engine
+        admission = engine.input_processor.adaptvis
+        if admission.steerable:
+            _refuse_beams(admission.defaults, f"additional_config['{OPTION}'] mode")
+        return original(self, *args, **kwargs)
+
+    return beam_search
+
+
+def _refuse_beams(params: SteeringParams | None, field: str) -> None:
+    """Each step of a beam search is a request whose last prompt token is a generated one."""
+    if params is not None and params.mode != "off":
+        raise Refused(f"{field} is {params.mode!r}, but beam search cannot be steered")
 
 
 def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:

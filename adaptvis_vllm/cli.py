@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = argv[0] if argv else ""
     if command not in COMMANDS:
         usage = "usage: adaptvis COMMAND [options]; each COMMAND has --help\n\n" + "\n".join(
-            f"  {name:<10} {function.__doc__.splitlines()[0]}"
+            f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}"
             for name, function in COMMANDS.items()
         )
         wanted = command in ("-h", "--help")

@@ -31,12 +31,29 @@ _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner."
 _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion."
+_CHAT_REQUEST = "openai.chat_completion.protocol:ChatCompletionRequest."
+_COMPLETION_REQUEST = "openai.completion.protocol:CompletionRequest."
+_BEAMS = "generate.beam_search."
 
 HOOKS: tuple[Hook, ...] = (
     # Front end
     Hook(_INPUT + "__init__", "admission:check_engine", "defaults and configuration at start-up"),
     Hook(_INPUT + "_validate_params", "admission:check_request", "refuse bad parameters"),
     Hook(_INPUT + "process_inputs", "admission:complete_request", "merge defaults"),
+    Hook(
+        "vllm.v1.engine.async_llm:AsyncLLM.generate",
+        "admission:check_early",
+        "refuse bad parameters before a stream begins",
+    ),
+    *(
+        Hook(f"vllm.entrypoints.{target}", f"admission:{wrapper}", "beam search is never steered")
+        for target, wrapper in (
+            (_CHAT_REQUEST + "to_beam_search_params", "refuse_beam_request"),
+            (_COMPLETION_REQUEST + "to_beam_search_params", "refuse_beam_request"),
+            (_BEAMS + "online:BeamSearchOnlineMixin.beam_search", "refuse_beam_search"),
+            (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
+        )
+    ),
     Hook(_CHAT + "chat_completion_full_generator", "serving.responses:full_chat", "report"),
     Hook(_CHAT + "chat_completion_stream_generator", "serving.responses:stream_chat", "report"),
     Hook(
@@ -128,7 +145,7 @@ def register() -> None:
 
     from adaptvis_vllm.serving.responses import output_report
 
-    RequestOutput.adaptvis = property(output_report)
+    RequestOutput.adaptvis = property(output_report)  # type: ignore[attr-defined]
     _installed = True
 
 

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 from engine import (
     BLOCK,
-    close,
     counted_steps,
     first_logprobs,
     generate,
-    make_llm,
     prompt,
     runner,
     sampling,
@@ -373,24 +371,3 @@ def test_chat_equals_generate(engine: Any) -> None:
         (raw,) = generate(engine, [{**prompt(0), "prompt": text}], sampling(steering))
         assert chat.prompt_token_ids == raw.prompt_token_ids
         assert_same(chat, raw)
-
-
-def test_server_wide_defaults(model: Path) -> None:
-    """`additional_config` steers every request; its own parameters win; "off" switches off."""
-    defaults = {"alpha_low": 0.3, "alpha_high": 3.0, "threshold": 1.0}
-    llm = make_llm(model, additional_config={"adaptvis": defaults})
-    try:
-        steerings = [None, LOW, Off(), ScalingVis(3.0), HIGH]
-        plain, low, off, scaling, high = generate(
-            llm, [prompt(0)] * 5, [sampling(s) for s in steerings]
-        )
-        partial = sampling()
-        partial.extra_args = {"adaptvis_threshold": 0.0}
-        (merged,) = generate(llm, [prompt(0)], partial)
-    finally:
-        close(llm)
-    assert plain.adaptvis == low.adaptvis
-    assert tokens(plain) == tokens(low) != tokens(off)
-    assert off.adaptvis["reason"] == "mode off"
-    assert scaling.adaptvis["alpha"] == merged.adaptvis["alpha"] == high.adaptvis["alpha"] == 3.0
-    assert tokens(merged) == tokens(high) == tokens(scaling)

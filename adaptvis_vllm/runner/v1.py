@@ -64,20 +64,22 @@ def sample(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A probe must not advance the random generator of a seeded request."""
+    """Send confidences and alphas along; on a CPU, spare the generators of discarded rows.
+
+    A row whose token is discarded must not advance a seeded request's generator. vLLM winds
+    it back by an offset, which CPU generators do not have (there any seeded prompt of more
+    than one chunk stops vLLM 0.32), so such rows sample without their generator.
+    """
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steering = self.adaptvis
-        if steering is None or steering.sampling is None:
-            return original(self, *args, **kwargs)
-        generators, index = self.input_batch.generators, self.input_batch.req_id_to_index
-        lines = [index[request.req_id] for request in steering.sampling.probes]
-        held = {line: generators.pop(line) for line in lines if line in generators}
-        try:
-            output = original(self, *args, **kwargs)
-        finally:
-            generators.update(held)
-        return steering.end_sampling(output)
+        generators = self.input_batch.generators
+        held = {}
+        if generators and self.device.type == "cpu":
+            discarded = self.discard_request_mask.np[: self.input_batch.num_reqs].nonzero()[0]
+            held = {i: generators.pop(i) for i in discarded.tolist() if i in generators}
+        output = original(self, *args, **kwargs)
+        generators.update(held)
+        return output if self.adaptvis is None else self.adaptvis.end_sampling(output)
 
     return sample_tokens
 

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from adaptvis_vllm.kernels.aot import HEADER, Row, Variant, compile_row
 from adaptvis_vllm.kernels.arch import ARCHES, Resources, resident_blocks
 from adaptvis_vllm.kernels.config import choose

@@ -59,9 +59,9 @@ def test_the_window_counts_the_row_itself():
     torch.testing.assert_close(out[case.rows[0]], v[block, 49 % 16].double())
 
 
-def test_importing_the_reference_leaves_triton_alone():
+def test_the_reference_needs_no_triton():
     code = (
-        "import sys; from adaptvis_vllm.kernels import steered_attention_reference;"
-        "sys.exit('triton.language' in sys.modules)"
+        "import sys; sys.modules['triton'] = None;"
+        "from adaptvis_vllm.kernels import steered_attention_reference"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
