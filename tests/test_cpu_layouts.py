@@ -1,0 +1,253 @@
+"""The CPU rows against the formula and vLLM's own kernel, in every KV cache layout.
+
+K and V are written by vLLM's own operator, so the layouts are vLLM's, not ours.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adaptvis_vllm import plugin
+from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.span import pack_bits
+from adaptvis_vllm.steps import StepRows
+
+plugin.register()
+
+LAYOUTS = [
+    pytest.param(torch.float32, 64, True, "vec", id="float32"),
+    pytest.param(torch.float16, 64, True, "vec", id="float16"),
+    pytest.param(torch.bfloat16, 64, True, "amx", id="bfloat16-amx"),
+    pytest.param(torch.bfloat16, 64, False, "vec", id="bfloat16-without-amx"),
+    pytest.param(torch.float32, 80, True, "vec16", id="float32-head80"),
+    pytest.param(torch.bfloat16, 80, True, "vec16", id="bfloat16-head80"),
+    pytest.param(torch.bfloat16, 128, True, "amx", id="bfloat16-head128"),
+]
+VARIANTS = {
+    "plain": {},
+    "mha": {"heads": 2, "kv_heads": 2},
+    "gqa7": {"heads": 14, "kv_heads": 2},
+    "window": {"window": 70},
+    "softcap": {"softcap": 3.0},
+    "sinks": {"sinks": True},
+    "block64": {"block": 64},
+}
+
+
+class Step:
+    """One layer's cache, queries and metadata of five requests, as vLLM's backend has them."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        dim: int,
+        isa: str,
+        *,
+        heads: int = 8,
+        kv_heads: int = 2,
+        block: int = 32,
+        window: int = -1,
+        softcap: float = 0.0,
+        sinks: bool = False,
+    ) -> None:
+        from vllm import _custom_ops as ops
+
+        torch.manual_seed(0)
+        self.lens = [1, 5, 123, 2 * block, 130]
+        count = len(self.lens)
+        per_row = -(-max(self.lens) // block)
+        total = 1 + count * per_row
+        self.kv_cache = torch.zeros(total, kv_heads, block, 2 * dim, dtype=dtype)
+        self.table = (1 + torch.randperm(total - 1)).view(count, per_row).int()
+        self.k = [torch.randn(n, kv_heads, dim).to(dtype) for n in self.lens]
+        self.v = [torch.randn(n, kv_heads, dim).to(dtype) for n in self.lens]
+        pages = self.kv_cache.view(total, kv_heads, 2 * block, dim)
+        self.pages = pages.chunk(2, dim=2)
+        for row, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            positions = torch.arange(len(k))
+            slots = self.table[row][positions // block].long() * block + positions % block
+            ops.cpu_attn_reshape_and_cache(
+                k, v, *self.pages, slots, isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto"
+            )
+        self.query = torch.randn(count + 2, heads, dim).to(dtype)
+        self.impl = SimpleNamespace(
+            num_heads=heads,
+            head_size=dim,
+            scale=dim**-0.5,
+            sliding_window=window,
+            logits_soft_cap=softcap,
+            sinks=torch.randn(heads) if sinks else None,
+        )
+        self.layer = SimpleNamespace(isa=isa)
+        self.metadata = SimpleNamespace(block_table=self.table)
+        self.rows = [0, 2, 3, 4, 6]  # the tokens between are somebody else's
+
+    def step_rows(self, alphas: list[float], spans: list[list[int]]) -> StepRows:
+        words = [pack_bits(np.array(span, np.int64)) for span in spans]
+        lens = [len(w) for w in words]
+        packed = np.concatenate([*words, np.zeros(1, np.int32)])
+
+        def ints(values: Any) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=torch.int32)
+
+        return StepRows(
+            rows=ints(self.rows),
+            reqs=ints(range(len(self.lens))),
+            kv_lens=ints(self.lens),
+            slots=ints(reversed(range(len(alphas)))),
+            alpha=torch.tensor(alphas[::-1]),
+            span_words=torch.from_numpy(packed),
+            span_starts=ints(np.cumsum([0, *lens[:-1]])),
+            span_lens=ints(lens),
+            max_kv_len=max(self.lens),
+        )
+
+    def expected(self, alphas: list[float], spans: list[list[int]]) -> torch.Tensor:
+        """[R, heads, dim] float64: the formula, row by row."""
+        impl, out = self.impl, []
+        for row, token in enumerate(self.rows):
+            k, v = self.k[row].double(), self.v[row].double()
+            group = impl.num_heads // k.shape[1]
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            logits = torch.einsum("hd,nhd->hn", self.query[token].double(), k) * impl.scale
+            logits[:, spans[row]] *= alphas[row]
+            if impl.logits_soft_cap:
+                logits = impl.logits_soft_cap * torch.tanh(logits / impl.logits_soft_cap)
+            if impl.sliding_window > 0:
+                logits[:, : max(0, len(k) - impl.sliding_window)] = float("-inf")
+            if impl.sinks is not None:
+                logits = torch.cat([logits, impl.sinks.double()[:, None]], 1)
+            weights = logits.softmax(-1)[:, : len(k)]
+            out.append(torch.einsum("hn,nhd->hd", weights, v))
+        return torch.stack(out)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS)
+def test_rows(
+    dtype: torch.dtype,
+    dim: int,
+    amx: bool,
+    isa: str,
+    variant: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    block = VARIANTS[variant].get("block", 32)
+    assert _get_attn_isa(dtype, block, dim, "auto") == isa
+    step = Step(dtype, dim, isa, **VARIANTS[variant])
+    alphas = [2.0, 0.3, 3.0, 0.5, 1.7]
+    spans = [[0], [], list(range(30, 67)), list(range(2 * block)), [0, 3, 31, 32, 33, 64, 129]]
+    output = torch.full_like(step.query, float("nan"))
+    keep = output[[1, 5]].clone()
+    before = step.kv_cache.clone()
+    rows = step.step_rows(alphas, spans)
+    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    assert relative(output[step.rows], step.expected(alphas, spans)) < tolerance(dtype)
+    assert torch.equal(output[[1, 5]].isnan(), keep.isnan())
+    assert torch.equal(step.kv_cache, before)
+
+
+@pytest.mark.parametrize("variant", ["plain", "window", "softcap"])
+@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS)
+def test_alpha_one_is_vllms_own_kernel(
+    dtype: torch.dtype, dim: int, amx: bool, isa: str, variant: str
+) -> None:
+    from vllm import _custom_ops as ops
+
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    step = Step(dtype, dim, isa, **VARIANTS[variant])
+    query = step.query[step.rows].contiguous()
+    count, heads = query.shape[:2]
+    seq_lens = torch.tensor(step.lens, dtype=torch.int32)
+    starts = torch.arange(count + 1, dtype=torch.int32)
+    window = step.impl.sliding_window
+    scheduled = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=count,
+        num_heads=heads,
+        num_kv_heads=step.kv_cache.shape[1],
+        head_dim=dim,
+        seq_lens=seq_lens,
+        dtype=dtype,
+        query_start_loc=starts,
+        causal=True,
+        sliding_window_size=window,
+        isa=isa,
+        enable_kv_split=True,
+    )
+    theirs = torch.empty_like(query)
+    ops.cpu_attention_with_kv_cache(
+        query=query,
+        key_cache=step.pages[0],
+        value_cache=step.pages[1],
+        output=theirs,
+        query_start_loc=starts,
+        seq_lens=seq_lens,
+        scale=step.impl.scale,
+        causal=True,
+        alibi_slopes=None,
+        sliding_window=window,
+        block_table=step.table,
+        softcap=step.impl.logits_soft_cap,
+        scheduler_metadata=scheduled,
+        s_aux=None,
+        k_scale=1.0,
+        v_scale=1.0,
+        kv_cache_dtype="auto",
+    )
+    output = torch.full_like(step.query, float("nan"))
+    rows = step.step_rows([1.0] * count, [[0, 1]] * count)
+    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    assert relative(output[step.rows], theirs) < tolerance(dtype)
+
+
+def test_values_behind_a_row_do_not_leak() -> None:
+    """NaN in the free part of the last block, left by a neighbour, changes nothing."""
+    step = Step(torch.float32, 64, "vec")
+    alphas, spans = [2.0] * 5, [[0]] * 5
+    clean = torch.zeros_like(step.query)
+    cpu.recompute(
+        step.impl,
+        step.layer,
+        step.query,
+        step.kv_cache,
+        step.metadata,
+        clean,
+        step.step_rows(alphas, spans),
+    )
+    k, v = step.pages
+    block = v.shape[2]
+    for row, length in enumerate(step.lens):
+        page = step.table[row, (length - 1) // block]
+        if length % block:
+            v[page, :, length % block :] = float("nan")
+            k[page].view(k.shape[1], 64, block)[:, :, length % block :] = float("nan")
+    dirty = torch.zeros_like(step.query)
+    cpu.recompute(
+        step.impl,
+        step.layer,
+        step.query,
+        step.kv_cache,
+        step.metadata,
+        dirty,
+        step.step_rows(alphas, spans),
+    )
+    assert torch.equal(clean, dirty)
