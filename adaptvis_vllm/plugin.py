@@ -54,6 +54,7 @@ HOOKS: tuple[Hook, ...] = (
             (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
         )
     ),
+    Hook("vllm.outputs:RequestOutput.add", "serving.responses:keep_report", "merged outputs"),
     Hook(_CHAT + "chat_completion_full_generator", "serving.responses:full_chat", "report"),
     Hook(_CHAT + "chat_completion_stream_generator", "serving.responses:stream_chat", "report"),
     Hook(

@@ -133,6 +133,28 @@ def test_preempted_again_and_again(engine: Any, mixed: tuple[list[Any], list[Any
     assert [tokens(done[i]) for i in range(len(items))] == [tokens(e) for e in expected]
 
 
+@pytest.mark.parametrize("second", range(2, 7))
+def test_a_probed_block_is_not_read_again(engine: Any, second: int) -> None:
+    """Preempted between probe and steer, then in decode: position n is the steered one."""
+    item, params = aligned(engine, 1, 2 * BLOCK), sampling(HIGH, logprobs=5, ignore_eos=True)
+    assert engine.reset_prefix_cache()
+    (expected,) = generate(engine, [item], params)
+    assert engine.reset_prefix_cache()
+    seen = []
+
+    def on_step(step: int, _ids: list[str]) -> None:
+        if step in (1, second):
+            seen.extend(moment(request) for request in scheduler(engine).running)
+            preempt_all(engine, cold=False)
+
+    output = drive(engine, [item], [params], on_step)[0]
+    assert seen == ["between probe and steer", "decode"]
+    assert tokens(output) == tokens(expected)
+    for mine, other in zip(output.outputs[0].logprobs, expected.outputs[0].logprobs, strict=True):
+        wanted = {token: entry.logprob for token, entry in other.items()}
+        assert {t: e.logprob for t, e in mine.items()} == pytest.approx(wanted, abs=1e-4)
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_abort_in_every_phase(engine: Any, mixed: tuple[list[Any], list[Any]]) -> None:
     """The others go on as if nothing were; a newcomer in the freed slot is steered afresh."""

@@ -72,10 +72,15 @@ def test_rounding_is_pythons_and_numpys(decimals: int) -> None:
     # Halves and their float32 neighbours are where roundings differ.
     halves = (rng.integers(0, 10**decimals, 400) + 0.5) / 10**decimals
     near = np.float32(halves)
-    eighths = np.float32(np.arange(9) / 8)
+    plain = np.float32(np.arange(9) / 8)  # 0 and 1 among them
     zero, one = np.float32(0), np.float32(1)
     values = np.concatenate(
-        [near, np.nextafter(near, zero), np.nextafter(near, one), eighths, np.float32([0, 1])]
+        [
+            near,
+            np.nextafter(near, zero),
+            np.nextafter(near, one),
+            plain,
+        ]
     )
     conf = torch.from_numpy(values)
     out = rounded(conf, torch.full_like(conf, decimals, dtype=torch.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -118,14 +119,10 @@ def healthy(base: str) -> bool:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the server and its children."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(20)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(20)
 
 
@@ -249,6 +246,19 @@ def test_several_choices(client: openai.OpenAI) -> None:
         assert_same_report(end, report(answer))
 
 
+def test_merged_outputs_keep_the_report() -> None:
+    """Of a slow reader's two outputs only the first one has a choice that ended."""
+    from vllm.outputs import RequestOutput
+
+    from adaptvis_vllm.plugin import register
+
+    register()
+    one, other = (RequestOutput("0", None, [1], None, [], False) for _ in range(2))
+    one.kv_transfer_params = {"adaptvis": {"mode": "scaling"}}
+    one.add(other, aggregate=True)
+    assert one.adaptvis == {"mode": "scaling"}
+
+
 def test_stream_with_usage(client: openai.OpenAI) -> None:
     """The usage chunk after the finish reason carries no report."""
     *_, end, usage = chat(client, 0, None, stream=True, stream_options={"include_usage": True})
@@ -354,6 +364,22 @@ def test_a_name_that_looks_like_ours_is_refused(url: str, key: str) -> None:
     answer = post(url, "chat/completions", {**body, "vllm_xargs": {key: 1}})
     assert answer.status_code == 400
     assert key in answer.json()["error"]["message"]
+
+
+def test_the_readme(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its requests, by curl's body and by the openai client."""
+    root = Path(__file__).parents[1]
+    readme = (root / "README.md").read_text()
+    readme = readme.replace("llava-hf/llava-1.5-7b-hf", "tiny").replace(
+        "http://localhost:8000", url
+    )
+    (shell,) = re.findall(r"```sh\n(curl .*?)```", readme, re.DOTALL)
+    (python,) = re.findall(r"```python\n(import base64.*?)```", readme, re.DOTALL)
+    for run in (["bash", "-c", shell], [sys.executable, "-P", "-c", python]):
+        subprocess.run(run, cwd=root, check=True, timeout=60)
+        printed = capfd.readouterr().out
+        assert "adaptive" in printed
+        assert "confidence" in printed
 
 
 def test_beam_search_is_refused(url: str) -> None:

@@ -18,6 +18,21 @@ def output_report(self: Any) -> dict[str, Any] | None:
     return (self.kv_transfer_params or {}).get(OPTION)
 
 
+def keep_report(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `RequestOutput.add`, which merges outputs and takes the later one's parameters.
+
+    With n > 1 a choice may end, and report, before another one goes on.
+    """
+
+    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
+        report = output_report(self)
+        original(self, next_output, *args, **kwargs)
+        if report is not None and output_report(self) is None:
+            self.kv_transfer_params = {**(self.kv_transfer_params or {}), OPTION: report}
+
+    return add
+
+
 class _Tee:
     """Passes results on and remembers the last report of each prompt."""
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from adaptvis_vllm.kernels.aot import HEADER, Row, Variant, compile_row
 from adaptvis_vllm.kernels.arch import ARCHES, Resources, resident_blocks
-from adaptvis_vllm.kernels.config import choose
+from adaptvis_vllm.kernels.config import Tile, choose_splits, choose_tile
 from adaptvis_vllm.kernels.counting import MODELS, bytes_moved, floor_us
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -35,7 +35,7 @@ def test_the_table_lines_up():
     model = MODELS[0]
     arch = ARCHES["sm_90"]
     variant = Variant(model, named=True)
-    row = Row(variant, arch, variant.config(arch), Resources(128, 0, 38144), 4)
+    row = Row(variant, arch, variant.tile(arch), Resources(128, 0, 38144), 4)
     assert len(str(row)) == len(HEADER)
 
 
@@ -58,22 +58,23 @@ def test_bytes_of_llava_by_hand():
 
 
 def test_splits_follow_the_grid_and_the_context():
-    def splits(rows, keys, **changes):
-        shape = {"num_kv_heads": 8, "head_dim": 128, "kv_bytes": 2, "num_sms": 132} | changes
-        return choose(rows=rows, max_keys=keys, **shape).splits
+    def splits(rows, keys, num_kv_heads=8):
+        tile = Tile(32, num_warps=4, num_stages=3)
+        return choose_splits(tile, rows=rows, num_kv_heads=num_kv_heads, max_keys=keys, num_sms=132)
 
     assert splits(1, 32768) == 33
     assert splits(1, 64) == 2  # no more than tiles
     assert splits(64, 32768) == 1  # the grid is full already
+    assert splits(20, 32768) == 2  # 160 programs would leave SMs with one
+    assert splits(20, 640) == 1  # but short rows are not worth a second launch
     assert splits(1, 1 << 20, num_kv_heads=1) == 128
 
 
-def test_the_tile_never_depends_on_the_context():
-    tiles = {
-        choose(
-            rows=rows, num_kv_heads=8, head_dim=128, kv_bytes=2, max_keys=keys, num_sms=132
-        ).block_n
-        for rows in (1, 64)
-        for keys in (1, 100, 1 << 17)
-    }
-    assert len(tiles) == 1
+@pytest.mark.parametrize(
+    ("dim", "kv_bytes"), [(32, 2), (128, 1), (128, 2), (96, 2), (256, 2), (256, 4)]
+)
+def test_tiles_fit_in_shared_memory(dim, kv_bytes):
+    """A block of every GPU from sm_80 to sm_120 may take 99 KiB."""
+    tile = choose_tile(head_dim=dim, kv_bytes=kv_bytes)
+    padded = 1 << (dim - 1).bit_length()
+    assert 2 * (tile.num_stages - 1) * tile.block_n * padded * kv_bytes <= 90 << 10

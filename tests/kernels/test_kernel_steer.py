@@ -4,14 +4,13 @@ import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
 from adaptvis_vllm.kernels.cases import Case, make_case
-from adaptvis_vllm.kernels.config import LaunchConfig
+from adaptvis_vllm.kernels.config import Tile
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def tile(block_n: int = 32, splits: int = 1) -> LaunchConfig:
-    return LaunchConfig(block_n, num_warps=4, num_stages=2, splits=splits)
+TILE = {"tile": Tile(32, num_warps=4, num_stages=3)}
 
 
 def assert_close(name: str, ref: torch.Tensor, tri: torch.Tensor, tol: float) -> None:
@@ -21,9 +20,9 @@ def assert_close(name: str, ref: torch.Tensor, tri: torch.Tensor, tol: float) ->
 
 def check(case: Case, steered_attention, **changes) -> None:
     """Steered rows equal the reference, every other row keeps its bits."""
-    config = {"config": changes.pop("config")} if "config" in changes else {}
+    launch = {k: changes.pop(k) for k in ("tile", "splits") if k in changes}
     ref = case.run(steered_attention_reference, case.empty_out(torch.float64), **changes)
-    out = case.run(steered_attention, **config, **changes)
+    out = case.run(steered_attention, **launch, **changes)
     steered = torch.tensor([r for r, n in zip(case.rows, case.kv_lens, strict=True) if n > 0])
     others = torch.ones(case.num_tokens, dtype=torch.bool)
     others[steered] = False
@@ -56,7 +55,7 @@ def test_head_groups(steered_attention, device, heads):
 @pytest.mark.parametrize("block_size", [16, 32, 48, 80, 128], ids=lambda b: f"B{b}")
 def test_cache_layout(steered_attention, device, layout, block_size):
     case = make_case(kv_lens=[1, 129, 300], layout=layout, block_size=block_size, device=device)
-    check(case, steered_attention, config=tile(splits=2))
+    check(case, steered_attention, splits=2)
 
 
 @pytest.mark.parametrize("spans", ["none", "all", "middle", "pairs", "hundreds", "random"])
@@ -79,16 +78,16 @@ def test_rows(steered_attention, device, rows):
 def test_a_padding_row_is_left_alone(steered_attention, device):
     case = make_case(kv_lens=[0, 90, 0], device=device)
     for splits in (1, 3):
-        check(case, steered_attention, config=tile(splits=splits))
+        check(case, steered_attention, **TILE, splits=splits)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 8, 40], ids=lambda s: f"S{s}")
 def test_splits_equal_one_program(steered_attention, device, splits):
     case = make_case(kv_lens=[1, 32, 33, 500], heads=(4, 1), device=device)
-    check(case, steered_attention, config=tile(splits=splits))
+    check(case, steered_attention, **TILE, splits=splits)
     rows = case.args["rows"]
-    one = case.run(steered_attention, config=tile())[rows]
-    many = case.run(steered_attention, config=tile(splits=splits))[rows]
+    one = case.run(steered_attention, **TILE, splits=1)[rows]
+    many = case.run(steered_attention, **TILE, splits=splits)[rows]
     assert_close("splits", one, many, 1e-6)
 
 
@@ -123,13 +122,13 @@ OPTIONS = {
 def test_options_and_rules(steered_attention, device, option, rule, splits):
     options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
     case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device)
-    check(case, steered_attention, config=tile(splits=splits), rule=rule, **options)
+    check(case, steered_attention, **TILE, splits=splits, rule=rule, **options)
 
 
 def test_add_log_with_alpha_zero_hides_the_image(steered_attention, device):
     case = make_case(kv_lens=[200], spans="pairs", alpha=0.0, device=device)
     for splits in (1, 5):
-        check(case, steered_attention, rule="add_log", config=tile(splits=splits))
+        check(case, steered_attention, rule="add_log", **TILE, splits=splits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=NAMES.get)
@@ -148,6 +147,7 @@ def test_e4m3_without_hardware_conversion_is_exact(launch, device, monkeypatch):
         kv_lens=[100], dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn, device=device
     )
     plain = case.run(launch.steered_attention)
+    monkeypatch.setattr(launch, "_plans", {})
     monkeypatch.setattr(launch, "_converts_e4m3", lambda device: False)
     shifted = case.run(launch.steered_attention)
     assert torch.equal(plain.nan_to_num(), shifted.nan_to_num())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -77,13 +78,13 @@ def make_llava(
             bos_token_id=1,
             eos_token_id=2,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         image_seq_length=(image_size // PATCH) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=text == "gemma2",
     )
-    model = LlavaForConditionalGeneration(config)
+    model: Any = LlavaForConditionalGeneration(config)
     randomise(model, seed, never=unwritable(tokenizer), eos=2)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.to(dtype).save_pretrained(path)
@@ -111,7 +112,7 @@ def vllm_name(name: str) -> str:
     return name
 
 
-def _text_config(text: str, window: int, softcap: float, **common: int) -> PreTrainedConfig:
+def _text_config(text: str, window: int, softcap: float, **common: Any) -> PreTrainedConfig:
     if text == "llama":
         return LlamaConfig(architectures=["LlamaForCausalLM"], **common)
     if text == "mistral":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -25,7 +25,7 @@ from models.llava import IMAGE, PATCH, vllm_name
 from models.tokenizer import chat_template, make_tokenizer, unwritable
 from models.weights import randomise, rename_weights
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 4,
@@ -57,7 +57,7 @@ def make_llava_next(path: str | Path, *, seed: int = 0, size: int = 56) -> Path:
         text_config=LlamaConfig(
             architectures=["LlamaForCausalLM"], vocab_size=len(tokenizer), **TEXT
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         image_grid_pinpoints=grid,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -90,7 +90,6 @@ def make_pixtral(path: str | Path, *, seed: int = 0) -> Path:
             intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=2,
-            head_dim=32,
             image_size=84,
             patch_size=PATCH,
         ),
@@ -100,7 +99,7 @@ def make_pixtral(path: str | Path, *, seed: int = 0) -> Path:
             sliding_window=None,
             **TEXT,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(PIXTRAL_IMAGE),
+        image_token_index=tokenizer.get_vocab()[PIXTRAL_IMAGE],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=False,
@@ -115,7 +114,7 @@ def make_pixtral(path: str | Path, *, seed: int = 0) -> Path:
     return _save(path, model, processor, seed)
 
 
-def _save(path: Path, model: torch.nn.Module, processor: object, seed: int) -> Path:
+def _save(path: Path, model: Any, processor: Any, seed: int) -> Path:
     tokenizer = processor.tokenizer
     randomise(model, seed, never=unwritable(tokenizer), eos=2)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -36,7 +37,7 @@ def make_qwen2_5_vl(
     """Write a checkpoint with 4 to 24 tokens per image, by its size; returns its folder."""
     path = Path(path)
     tokenizer = make_tokenizer(vocab, SPECIALS, add_bos=False)
-    start, end, image, video = tokenizer.convert_tokens_to_ids(list(SPECIALS))
+    start, end, image, video = (tokenizer.get_vocab()[s] for s in SPECIALS)
     hidden = heads * HEAD_DIM
     config = Qwen2_5_VLConfig(
         text_config={
@@ -71,7 +72,7 @@ def make_qwen2_5_vl(
         vision_end_token_id=end,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
     randomise(model, seed, never=unwritable(tokenizer), eos=2)
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.to(dtype).save_pretrained(path)

@@ -61,7 +61,7 @@ def make_tokenizer(
 def unwritable(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Special tokens except </s>, and those that are no printable ASCII on their own."""
     special = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
-    texts = ((i, tokenizer.decode([i])) for i in range(len(tokenizer)))
+    texts = ((i, str(tokenizer.decode([i]))) for i in range(len(tokenizer)))
     return tuple(
         i
         for i, text in texts

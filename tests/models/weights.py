@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ GAINS = {"q_proj": 1.6, "k_proj": 1.6, "o_proj": 1.5, "lm_head": 3.0}
 
 @torch.no_grad()
 def randomise(
-    model: torch.nn.Module, seed: int, *, never: tuple[int, ...] = (), eos: int | None = None
+    model: Any, seed: int, *, never: tuple[int, ...] = (), eos: int | None = None
 ) -> None:
     """Matrices are normal with std gain / sqrt(fan-in), embeddings with std 1.
 
