@@ -99,6 +99,12 @@ def test_v2_float32(model: Path, rows: Path, expected: list[dict[str, Any]]) -> 
     assert_parity(answer("generate", model, rows, "v2", *options), expected)
 
 
+def test_tensor_parallel_2(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
+    """Same tokens, same alphas as one rank, whose answers are the reference's."""
+    options = (*OPTIONS, "--dtype", "float32", "--tensor-parallel-size", "2")
+    assert_parity(answer("generate", model, rows, "tp2", *options), expected)
+
+
 def test_v1_bfloat16(model: Path, rows: Path) -> None:
     """On the CPU's bfloat16 layout steering adds no error of its own.
 
