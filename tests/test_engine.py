@@ -145,7 +145,7 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the attribute test: no placing, no recomputation, no confidence, no report."""
-    from adaptvis_vllm.attention import wrap
+    from adaptvis_vllm.attention import cpu
     from adaptvis_vllm.steps import Steering
 
     calls: Counter[str] = Counter()
@@ -159,8 +159,7 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
 
     for name in ("locate", "_rows", "_locate_probes", "_upload"):
         monkeypatch.setattr(Steering, name, count(name, getattr(Steering, name)))
-    for name, function in list(wrap.BACKENDS.items()):
-        monkeypatch.setitem(wrap.BACKENDS, name, count("recompute", function))
+    monkeypatch.setattr(cpu, "_for_step", count("recompute", cpu._for_step))
     generate(engine, [prompt(0), prompt(None)], sampling())
     assert not calls
     generate(engine, [prompt(0)], sampling(ScalingVis(2.0), max_tokens=20, ignore_eos=True))

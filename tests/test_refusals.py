@@ -123,20 +123,22 @@ def test_a_missing_hook_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "word"),
+    ("backend", "kind", "changes", "word"),
     [
-        ("SOME_ATTN", {}, "SOME_ATTN"),
-        ("CPU_ATTN", {"alibi_slopes": [1.0]}, "ALiBi"),
-        ("CPU_ATTN", {"kv_cache_dtype": "fp8_e4m3"}, "fp8"),
+        ("FLEX_ATTENTION", "Attention", {}, "FLEX_ATTENTION"),
+        ("FLASH_ATTN", "ChunkedLocalAttention", {}, "ChunkedLocalAttention"),
+        ("TRITON_ATTN", "PrefillPrefixLMAttention", {}, "PrefillPrefixLMAttention"),
+        ("CPU_ATTN", "Attention", {"alibi_slopes": [1.0]}, "ALiBi"),
+        ("CPU_ATTN", "Attention", {"kv_cache_dtype": "fp8_e4m3"}, "fp8_e4m3"),
+        ("FLASHINFER", "Attention", {"kv_cache_dtype": "nvfp4"}, "nvfp4"),
+        ("TRITON_ATTN", "Attention", {"kv_cache_dtype": "int8_per_token_head"}, "int8"),
     ],
 )
-def test_attention_layers(name: str, changes: dict[str, Any], word: str) -> None:
+def test_attention_layers(backend: str, kind: str, changes: dict[str, Any], word: str) -> None:
     impl = SimpleNamespace(forward=lambda: None, alibi_slopes=changes.get("alibi_slopes"))
-    layer = SimpleNamespace(
-        attn_backend=SimpleNamespace(get_name=lambda: name),
-        impl=impl,
-        kv_cache_dtype=changes.get("kv_cache_dtype", "auto"),
-    )
+    layer = type(kind, (), {})()
+    layer.attn_backend = SimpleNamespace(get_name=lambda: backend)
+    layer.impl, layer.kv_cache_dtype = impl, changes.get("kv_cache_dtype", "auto")
     before = impl.forward
     with pytest.raises(ValueError, match=word):
         wrap.install({0: ("layers.0", layer)}, Steering(torch.device("cpu"), [0]))

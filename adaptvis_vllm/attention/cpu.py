@@ -15,6 +15,8 @@ import torch
 
 from adaptvis_vllm.steps import StepRows
 
+CACHE_DTYPES = ("auto", "float16", "bfloat16")
+
 
 def recompute(
     impl: Any,

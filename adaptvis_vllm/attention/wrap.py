@@ -11,14 +11,21 @@ from typing import Any
 
 import torch
 
-from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.attention import cpu, paged
 from adaptvis_vllm.steps import Steering, StepRows
 
 # (impl, layer, query, kv_cache, metadata, output, rows): overwrites output's steered rows.
 Recompute = Callable[[Any, Any, torch.Tensor, Any, Any, torch.Tensor, StepRows], None]
 
 # vLLM's `AttentionBackend.get_name()` -> recomputation.
-BACKENDS: dict[str, Recompute] = {"CPU_ATTN": cpu.recompute}
+BACKENDS: dict[str, Recompute] = {
+    "CPU_ATTN": cpu.recompute,
+    "FLASH_ATTN": paged.recompute,
+    "FLASHINFER": paged.recompute,
+    "TRITON_ATTN": paged.recompute,
+}
+# Layers whose attention is more than a causal one over the prompt have classes of their own.
+LAYERS = ("Attention",)
 
 
 def refuse(layer_name: str, layer: Any) -> str | None:
@@ -29,10 +36,17 @@ def refuse(layer_name: str, layer: Any) -> str | None:
             f"attention backend {backend} is not supported; choose one of "
             f"{', '.join(sorted(BACKENDS))}"
         )
+    kind = type(layer).__name__
+    if kind not in LAYERS:
+        return f"layer {layer_name} is a {kind}, which is not supported"
     if getattr(layer.impl, "alibi_slopes", None) is not None:
         return f"layer {layer_name} uses ALiBi, which is not supported"
-    if layer.kv_cache_dtype.startswith("fp8") and backend == "CPU_ATTN":
-        return "an fp8 KV cache is not supported on the CPU; use kv_cache_dtype='auto'"
+    dtypes = cpu.CACHE_DTYPES if backend == "CPU_ATTN" else paged.CACHE_DTYPES
+    if layer.kv_cache_dtype not in dtypes:
+        return (
+            f"kv_cache_dtype {layer.kv_cache_dtype} is not supported with {backend}; choose one "
+            f"of {', '.join(dtypes)}"
+        )
     return None
 
 
@@ -47,12 +61,12 @@ def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
         if reason:
             raise ValueError(f"adaptvis: {reason}")
     for index, (_, layer) in layers.items():
-        layer.impl.forward = _steered(layer.impl, index, steering, BACKENDS)
+        layer.impl.forward = _steered(
+            layer.impl, index, steering, BACKENDS[layer.attn_backend.get_name()]
+        )
 
 
-def _steered(
-    impl: Any, index: int, steering: Steering, backends: dict[str, Recompute]
-) -> Callable[..., Any]:
+def _steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> Callable[..., Any]:
     base = getattr(impl.forward, "adaptvis_base", impl.forward)
 
     def forward(
@@ -71,9 +85,7 @@ def _steered(
             rows = plan.by_layer[index] if plan.by_layer else None
             if rows is not None:
                 output = kwargs["output"] if "output" in kwargs else args[0]
-                backends[layer.attn_backend.get_name()](
-                    impl, layer, query, kv_cache, attn_metadata, output, rows
-                )
+                recompute(impl, layer, query, kv_cache, attn_metadata, output, rows)
                 plan.layers_done += 1
         return result
 
