@@ -88,9 +88,20 @@ HOOKS: tuple[Hook, ...] = (
         "scheduling:key_steered_blocks",
         "the same for KV cache events, which import it by name",
     ),
+    # Worker
+    Hook(
+        "vllm.v1.worker.utils:AttentionGroup.build_metadata",
+        "attention.wrap:keep_block_table",
+        "FlashInfer's metadata lacks the block table",
+    ),
     # Worker, Model Runner V1
     Hook(_V1 + "initialize_kv_cache", "runner.v1:initialize_kv_cache", "wrap attention layers"),
     Hook(_V1 + "execute_model", "runner.v1:execute_model", "plan the step"),
+    Hook(
+        "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher.dispatch",
+        "runner.v1:graph_dispatch",
+        "a step with a steered row leaves FULL CUDA graphs",
+    ),
     Hook(_V1 + "_prepare_inputs", "runner.v1:prepare_inputs", "rows; discard a probe's token"),
     Hook(_V1 + "_sample", "runner.v1:sample", "confidence from raw logits"),
     Hook(_V1 + "sample_tokens", "runner.v1:sample_tokens", "seeds; send the results"),
@@ -103,8 +114,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook(_V2 + "initialize_kv_cache", "runner.v2:initialize_kv_cache", "wrap attention layers"),
     Hook(_V2 + "execute_model", "runner.v2:execute_model", "plan the step"),
     Hook(
-        _V2 + "gather_batch_req_state",
-        "runner.v2:gather_batch_req_state",
+        "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch",
+        "runner.v2:graph_dispatch",
         "a step with a steered row leaves FULL CUDA graphs",
     ),
     Hook(_V2 + "prepare_attn", "runner.v2:prepare_attn", "rows of the batch"),

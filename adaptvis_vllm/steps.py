@@ -289,9 +289,9 @@ class Steering:
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         """To the device, without waiting for it."""
         tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        if self.device.type != "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     # -- forward, sampling, report ----------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm.config import CUDAGraphMode
+
 from adaptvis_vllm.runner.install import make_steering
 
 
@@ -14,6 +16,7 @@ def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
     def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         self.adaptvis = make_steering(self.vllm_config, self.device)
+        self.cudagraph_dispatcher.adaptvis = self.adaptvis
 
     return initialize_kv_cache
 
@@ -31,6 +34,18 @@ def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return execute_model
+
+
+def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A step with a steered row leaves FULL CUDA graphs, whose replay runs no Python."""
+
+    def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steering = getattr(self, "adaptvis", None)
+        if steering is not None and steering.plan is not None and steering.plan.steers:
+            kwargs["invalid_modes"] = {*(kwargs.get("invalid_modes") or ()), CUDAGraphMode.FULL}
+        return original(self, *args, **kwargs)
+
+    return dispatch
 
 
 def prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:

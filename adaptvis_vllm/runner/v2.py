@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
+
+from vllm.config import CUDAGraphMode
 
 from adaptvis_vllm.runner.install import make_steering
 
@@ -17,6 +20,7 @@ def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
         if self.sampler is not None:
             self.sampler.adaptvis = self.adaptvis
             self.prompt_logprobs_worker.adaptvis = self.adaptvis
+        self.cudagraph_manager.adaptvis = self.adaptvis
 
     return initialize_kv_cache
 
@@ -45,21 +49,26 @@ def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return execute_model
 
 
-def gather_batch_req_state(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A step with a steered row is no uniform decode, so it leaves FULL CUDA graphs.
+def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A step with a steered row leaves FULL CUDA graphs.
 
-    Their replay runs no Python, hence no steering, even where one prompt token is left
-    and the step looks like a decode.
+    Their replay runs no Python, hence no steering, even where one prompt token is left and
+    the step looks like a decode. Leaving costs one eager or piecewise step per request;
+    capturing the kernel would put its launches into every decode step of everybody.
     """
 
-    def gather_batch_req_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state, uniform_token_count = original(self, *args, **kwargs)
+    def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = getattr(self, "adaptvis", None)
-        if steering is not None and steering.plan is not None and steering.plan.steers:
-            uniform_token_count = None
-        return state, uniform_token_count
+        if steering is None or steering.plan is None or not steering.plan.steers:
+            return original(self, *args, **kwargs)
+        without_full = copy.copy(self)
+        without_full._candidates = {
+            key: [d for d in descriptors if d.cg_mode != CUDAGraphMode.FULL]
+            for key, descriptors in self._candidates.items()
+        }
+        return original(without_full, *args, **kwargs)
 
-    return gather_batch_req_state
+    return dispatch
 
 
 def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
