@@ -35,10 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def doctor(argv: Sequence[str]) -> int:
     """Check this environment; prints a report to paste into an issue."""
+    parser = argparse.ArgumentParser(prog="adaptvis doctor", description=doctor.__doc__)
+    parser.add_argument(
+        "--sources", type=Path, metavar="DIR", help="only look for the hooks in an unpacked vLLM"
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="compile the kernels for GPUs and print their table"
+    )
+    args = parser.parse_args(argv)
+    if args.sources is not None:
+        from adaptvis_vllm.sources import missing
+
+        absent = missing(args.sources)
+        print("\n".join(f"MISSING  {target}" for target in absent) or "every symbol is there")
+        return 1 if absent else 0
+    if args.kernels:
+        from adaptvis_vllm.kernels import aot
+
+        return aot.main([])
     from adaptvis_vllm.doctor import report
 
-    parser = argparse.ArgumentParser(prog="adaptvis doctor", description=doctor.__doc__)
-    parser.parse_args(argv)
     text, works = report()
     print(text)
     return 0 if works else 1

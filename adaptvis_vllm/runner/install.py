@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.config import get_layers_from_vllm_config
-from vllm.distributed import get_tp_group
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
