@@ -14,8 +14,8 @@ import torch
 
 from adaptvis_vllm import plugin
 from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.plan import StepRows
 from adaptvis_vllm.span import pack_bits
-from adaptvis_vllm.steps import StepRows
 
 plugin.register()
 

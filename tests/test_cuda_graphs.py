@@ -13,7 +13,8 @@ import torch
 from engine import close, make_llm
 
 from adaptvis_vllm import plugin
-from adaptvis_vllm.steps import Steering, StepPlan
+from adaptvis_vllm.plan import StepPlan
+from adaptvis_vllm.steps import Steering
 
 plugin.register()
 

@@ -147,7 +147,7 @@ def test_attention_layers(backend: str, kind: str, changes: dict[str, Any], word
 
 def test_a_forward_pass_without_its_layers_is_an_error() -> None:
     """A replayed graph would skip the steering: that must not pass in silence."""
-    from adaptvis_vllm.steps import StepPlan
+    from adaptvis_vllm.plan import StepPlan
 
     steering = Steering(torch.device("cpu"), [0, 1])
     steering.plan = StepPlan(layers_due=2, layers_done=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from adaptvis_vllm.steps import StepRows
+from adaptvis_vllm.plan import StepRows
 
 CACHE_DTYPES = ("auto", "float16", "bfloat16")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adaptvis_vllm.steps import StepRows
+from adaptvis_vllm.plan import StepRows
 
 _FP8 = {"fp8": None, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 # What the kernel reads; vLLM's other cache types keep scales or packed values in the cache.

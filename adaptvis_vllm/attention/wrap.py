@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from adaptvis_vllm.attention import cpu, paged
-from adaptvis_vllm.steps import Steering, StepRows
+from adaptvis_vllm.plan import StepRows
+from adaptvis_vllm.steps import Steering
 
 # (impl, layer, query, kv_cache, metadata, output, rows): overwrites output's steered rows.
 Recompute = Callable[[Any, Any, torch.Tensor, Any, Any, torch.Tensor, StepRows], None]
