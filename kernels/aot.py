@@ -7,7 +7,7 @@ variant of a named model spills registers.
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -15,13 +15,31 @@ from multiprocessing import get_context
 from typing import Any
 
 from .arch import ARCHES, Arch, Resources, resident_blocks, resources
-from .config import LaunchConfig, choose, reduce_constants, steer_constants
+from .config import Tile, choose_splits, choose_tile, reduce_constants, steer_constants
 from .counting import BANDWIDTH, MODELS, Model, bytes_moved, floor_us, keys_read
 
 # What Triton's launcher finds divisible by 16 in vLLM's tensors.
 ALIGNED = frozenset(
-    ("p_out", "p_q", "p_k", "p_v", "p_alpha", "p_sinks", "k_scale", "v_scale", "window")
-    + ("s_ot", "s_oh", "s_qt", "s_qh", "s_kb", "s_kn", "s_kh", "s_vb", "s_vn", "s_vh")
+    [
+        "p_out",
+        "p_q",
+        "p_k",
+        "p_v",
+        "p_sinks",
+        "k_scale",
+        "v_scale",
+        "window",
+        "s_ot",
+        "s_oh",
+        "s_qt",
+        "s_qh",
+        "s_kb",
+        "s_kn",
+        "s_kh",
+        "s_vb",
+        "s_vn",
+        "s_vh",
+    ]
 )
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "e4m3": 1, "e5m2": 1}
 
@@ -61,18 +79,22 @@ class Variant:
             parts.append("unsplit")
         return " ".join(parts)
 
-    def config(self, arch: Arch) -> LaunchConfig:
-        config = choose(
+    def tile(self, arch: Arch) -> Tile:
+        kv_bytes = BYTES[self.cache_dtype]
+        is_hip = arch.backend == "hip"
+        return choose_tile(head_dim=self.model.head_dim, kv_bytes=kv_bytes, is_hip=is_hip)
+
+    def is_split(self, arch: Arch) -> bool:
+        """One row of the model's context, unless the variant says it."""
+        m = self.model
+        splits = self.splits or choose_splits(
+            self.tile(arch),
             rows=1,
-            num_kv_heads=self.model.num_kv_heads,
-            head_dim=self.model.head_dim,
-            kv_bytes=BYTES[self.cache_dtype],
-            max_keys=keys_read(self.model, self.model.context),
+            num_kv_heads=m.num_kv_heads,
+            max_keys=keys_read(m, m.context),
             num_sms=arch.num_sms,
-            is_hip=arch.backend == "hip",
         )
-        splits = self.splits or config.splits
-        return LaunchConfig(config.block_n, config.num_warps, config.num_stages, splits)
+        return splits > 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class Row:
 
     variant: Variant
     arch: Arch
-    config: LaunchConfig
+    tile: Tile
     resources: Resources
     blocks_per_sm: int
 
@@ -92,9 +114,9 @@ class Row:
         return bytes_moved(v.model, v.model.context, element=BYTES[v.dtype], kv_element=kv)
 
     def __str__(self) -> str:
-        r, c = self.resources, self.config
+        r, c = self.resources, self.tile
         text = (
-            f"{self.variant.label:38} {self.arch.name:7} {r.registers:5} {r.spill_bytes:6} "
+            f"{self.variant.label:42} {self.arch.name:7} {r.registers:5} {r.spill_bytes:6} "
             f"{r.shared_bytes:7} {c.num_warps:5} {c.num_stages:6} {self.blocks_per_sm:7}"
         )
         if self.variant.named:
@@ -104,7 +126,7 @@ class Row:
 
 
 HEADER = (
-    f"{'variant':38} {'arch':7} {'regs':>5} {'spills':>6} {'shared':>7} {'warps':>5} {'stages':>6} "
+    f"{'variant':42} {'arch':7} {'regs':>5} {'spills':>6} {'shared':>7} {'warps':>5} {'stages':>6} "
     f"{'blocks':>7} {'context':>8} {'MiB/row':>8} " + " ".join(f"{g + ' us':>8}" for g in BANDWIDTH)
 )
 
@@ -161,8 +183,8 @@ def compile_row(variant: Variant, arch: Arch) -> Row:
     kernel = steer_kernel if variant.kernel == "steer" else reduce_kernel
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels do not compile")
-    config = variant.config(arch)
-    types, constants = signature(variant, arch, config, kernel.arg_names)
+    tile = variant.tile(arch)
+    types, constants = signature(variant, arch, tile, kernel.arg_names)
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(kernel.arg_names)
@@ -174,28 +196,29 @@ def compile_row(variant: Variant, arch: Arch) -> Row:
         {(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs,
     )
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     compiled = triton.compile(source, target=arch.target(), options=options)
     used = resources(compiled, arch)
-    blocks = resident_blocks(used, config.num_warps, arch)
-    return Row(variant, arch, config, used, blocks)
+    blocks = resident_blocks(used, tile.num_warps, arch)
+    return Row(variant, arch, tile, used, blocks)
 
 
 def signature(
-    variant: Variant, arch: Arch, config: LaunchConfig, names: list[str]
+    variant: Variant, arch: Arch, tile: Tile, names: list[str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Types and constants, as Triton's launcher would derive them from the tensors."""
     m = variant.model
-    cache = variant.cache_dtype
+    cache, is_split = variant.cache_dtype, variant.is_split(arch)
     e4m3_bits = cache == "e4m3" and not arch.converts_e4m3
     scale = "tensor" if variant.kv_dtype else "none"
     constants: dict[str, Any]
     if variant.kernel == "reduce":
-        constants = dict(reduce_constants(config, head_dim=m.head_dim, window=m.window))
+        constants = dict(reduce_constants(tile, head_dim=m.head_dim, window=m.window))
     else:
         constants = dict(
             steer_constants(
-                config,
+                tile,
+                is_split=is_split,
                 num_heads=m.num_heads,
                 num_kv_heads=m.num_kv_heads,
                 head_dim=m.head_dim,
@@ -211,7 +234,7 @@ def signature(
             s_kd=1,
             s_vd=1,
         )
-        if config.splits == 1:
+        if not is_split:
             constants["p_part"] = None
         if not variant.sinks:
             constants["p_sinks"] = None
@@ -238,12 +261,16 @@ def signature(
     return types, constants
 
 
-def compile_all(variants: Iterable[Variant], arches: Iterable[Arch], *, jobs: int = 1) -> list[Row]:
-    work = [(v, a) for a in arches for v in variants]
+def compile_each(
+    variants: Iterable[Variant], arches: Iterable[Arch], *, jobs: int = 1
+) -> Iterator[Row]:
+    """Rows in order, each as soon as it is compiled."""
+    work = list(product(arches, variants))
     if jobs == 1:
-        return [compile_row(v, a) for v, a in work]
+        yield from (compile_row(v, a) for a, v in work)
+        return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(compile_row, *zip(*work, strict=True)))
+        yield from pool.map(compile_row, *zip(*((v, a) for a, v in work), strict=True))
 
 
 def main() -> int:
@@ -253,10 +280,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
     args = parser.parse_args()
     variants = model_variants() + ([] if args.models else matrix_variants())
-    rows = compile_all(variants, [ARCHES[a] for a in args.arch], jobs=args.jobs)
+    rows = []
     print(HEADER)
-    for row in rows:
-        print(row)
+    for row in compile_each(variants, [ARCHES[a] for a in args.arch], jobs=args.jobs):
+        print(row, flush=True)
+        rows.append(row)
     spilling = [r for r in rows if r.variant.named and r.resources.spill_bytes]
     print(f"{len(rows)} compiled, {sum(r.resources.spill_bytes > 0 for r in rows)} with spills")
     return 1 if spilling else 0

@@ -10,44 +10,43 @@ MAX_SPLITS = 128
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
-    block_n: int  # KV positions per tile
+class Tile:
+    block_n: int  # KV positions
     num_warps: int
     num_stages: int
-    splits: int  # programs that share one row's KV range
 
 
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def choose(
-    *,
-    rows: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv_bytes: int,  # size of one cache element
-    max_keys: int,  # keys that the longest row may read, window applied
-    num_sms: int,
-    is_hip: bool = False,
-) -> LaunchConfig:
-    """Tile by the width of a cached position alone: a context length never compiles anew.
+def choose_tile(*, head_dim: int, kv_bytes: int, is_hip: bool = False) -> Tile:
+    """By the width of a cached position alone: a context length never compiles anew."""
+    width = next_power_of_2(head_dim) * kv_bytes
+    # 64 KiB of shared memory on a CDNA3 compute unit hold two stages, not three.
+    num_stages = 2 if is_hip else 3
+    if kv_bytes == 4:  # IEEE products run outside the tensor cores and want registers
+        return Tile(32 if width <= 256 else 16, num_warps=8, num_stages=num_stages)
+    return Tile(128 if width <= 128 else 32, num_warps=4, num_stages=num_stages)
+
+
+def choose_splits(tile: Tile, *, rows: int, num_kv_heads: int, max_keys: int, num_sms: int) -> int:
+    """How many programs share one row's keys.
 
     Two programs per SM, all resident at once, keep an H100's memory busy; more of them only
-    add partial results, fewer leave it idle.
+    add partial results. A grid well short of that is cut once more where the rows are long.
     """
-    width = next_power_of_2(head_dim) * kv_bytes
-    block_n = 64 if width <= 128 else 32 if width <= 512 else 16
-    wanted = 2 * num_sms // (rows * num_kv_heads)
-    tiles = -(-max_keys // block_n)
-    splits = max(1, min(wanted, tiles, MAX_SPLITS))
-    # 64 KiB of shared memory on a CDNA3 compute unit hold two stages, not three.
-    return LaunchConfig(block_n, num_warps=4, num_stages=2 if is_hip else 3, splits=splits)
+    programs = rows * num_kv_heads
+    splits = max(1, 2 * num_sms // programs)
+    if 2 * splits * programs < 3 * num_sms and max_keys >= 1024 * (splits + 1):
+        splits += 1
+    return min(splits, -(-max_keys // tile.block_n), MAX_SPLITS)
 
 
 def steer_constants(
-    config: LaunchConfig,
+    tile: Tile,
     *,
+    is_split: bool,
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
@@ -60,6 +59,7 @@ def steer_constants(
     v_scale: str,
     e4m3_bits: bool,
 ) -> dict[str, int | bool | str]:
+    """In the order of the kernel's parameters."""
     group = num_heads // num_kv_heads
     return {
         "GROUP": group,
@@ -67,8 +67,8 @@ def steer_constants(
         "DIM": head_dim,
         "DIM_PAD": next_power_of_2(head_dim),
         "BLOCK_SIZE": block_size,
-        "BLOCK_N": config.block_n,
-        "USE_SPLITS": config.splits > 1,
+        "BLOCK_N": tile.block_n,
+        "USE_SPLITS": is_split,
         "RULE": rule,
         "USE_WINDOW": window > 0,
         "USE_SOFT_CAP": soft_cap > 0,
@@ -79,11 +79,11 @@ def steer_constants(
     }
 
 
-def reduce_constants(config: LaunchConfig, *, head_dim: int, window: int) -> dict[str, int | bool]:
+def reduce_constants(tile: Tile, *, head_dim: int, window: int) -> dict[str, int | bool]:
     return {
         "DIM": head_dim,
         "DIM_PAD": next_power_of_2(head_dim),
-        "BLOCK_N": config.block_n,
-        "CHUNK": 8,
+        "BLOCK_N": tile.block_n,
+        "CHUNK": 32,
         "USE_WINDOW": window > 0,
     }

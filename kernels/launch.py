@@ -1,12 +1,53 @@
-"""The public entry: checks, launch configuration, one or two kernel launches."""
+"""The public entry: one launch for short rows or many of them, two where rows are split.
+
+A layer's shapes, strides and options repeat from call to call. What follows from them is worked
+out once and kept as a Plan, compiled kernels included: Triton's own launcher would look at some
+fifty arguments again each time, which takes the host longer than all the rest.
+"""
 
 import functools
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from .config import RULES, LaunchConfig, choose, reduce_constants, steer_constants
+from .config import (
+    RULES,
+    Tile,
+    choose_splits,
+    choose_tile,
+    reduce_constants,
+    steer_constants,
+)
 from .reduce import reduce_kernel
 from .steer import steer_kernel
+
+
+@dataclass
+class Plan:
+    """How to launch one kind of call."""
+
+    tile: Tile
+    constants: dict[bool, dict[str, Any]]  # by whether rows are split
+    reduce: dict[str, Any]
+    num_sms: int
+    e4m3_bits: bool
+    compiled: dict[str, Any] = field(default_factory=dict)
+
+    def launch(
+        self, name: str, kernel: Any, grid: tuple[int, ...], *args: Any, **const: Any
+    ) -> None:
+        known = self.compiled.get(name)
+        if known is not None:
+            known[grid](*args, *const.values())
+            return
+        warps, stages = self.tile.num_warps, self.tile.num_stages
+        compiled = kernel[grid](*args, **const, num_warps=warps, num_stages=stages)
+        if compiled is not None:  # None from Triton's interpreter
+            self.compiled[name] = compiled
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
 
 
 def steered_attention(
@@ -32,68 +73,93 @@ def steered_attention(
     k_scale: float | torch.Tensor | None = None,
     v_scale: float | torch.Tensor | None = None,
     rule: str = "multiply",
-    config: LaunchConfig | None = None,  # for tests and tuning
+    tile: Tile | None = None,  # for tests and tuning
+    splits: int | None = None,  # likewise
 ) -> None:
     """Overwrite the steered rows of `out`; strides are free, no host synchronisation."""
     num_rows = rows.shape[0]
     if num_rows == 0:
         return
     _, num_heads, dim = query.shape
-    _, block_size, num_kv_heads, _ = key_cache.shape
-    lists = (rows, reqs, kv_lens, slots, span_starts, span_lens)
-    _check(out, query, key_cache, value_cache, block_table, lists, alpha, span_words, sinks, rule)
-
-    reach = min(max_kv_len, window) if window > 0 else max_kv_len
-    if config is None:
-        config = choose(
+    num_kv_heads = key_cache.shape[2]
+    s_ot, s_oh, s_od = out.stride()
+    s_qt, s_qh, s_qd = query.stride()
+    k_strides, v_strides = key_cache.stride(), value_cache.stride()
+    s_table = block_table.stride(0)
+    lists = (rows, reqs, kv_lens, slots, span_starts, span_lens, span_words)
+    options = [t for t in (sinks, k_scale, v_scale) if isinstance(t, torch.Tensor)]
+    # Triton compiles for aligned and unaligned pointers apart.
+    pointers = [t.data_ptr() % 16 for t in (out, query, key_cache, value_cache, *options)]
+    key = (
+        (query.device, out.dtype, query.dtype, key_cache.dtype, value_cache.dtype, alpha.dtype),
+        (query.shape[1:], key_cache.shape[1:], value_cache.shape[1:], tile, rule, window),
+        (s_ot, s_oh, s_od, s_qt, s_qh, s_qd, k_strides, v_strides, s_table, block_table.stride(1)),
+        (soft_cap > 0, _kind(sinks), _kind(k_scale), _kind(v_scale), tuple(pointers)),
+        tuple([(t.dtype, t.is_contiguous()) for t in (*lists, *options)]),
+        block_table.dtype,
+    )  # fmt: skip
+    plan = _plans.get(key)
+    if plan is None:
+        _check(out, query, key_cache, value_cache, block_table, lists, alpha, sinks, rule)
+        plan = _plans[key] = _make_plan(
+            query, key_cache, tile, window, soft_cap, sinks, k_scale, v_scale, rule
+        )
+    if splits is None:
+        splits = choose_splits(
+            plan.tile,
             rows=num_rows,
             num_kv_heads=num_kv_heads,
-            head_dim=dim,
-            kv_bytes=key_cache.element_size(),
-            max_keys=reach,
-            num_sms=_num_sms(query.device),
-            is_hip=torch.version.hip is not None,
+            max_keys=min(max_kv_len, window) if window > 0 else max_kv_len,
+            num_sms=plan.num_sms,
         )
-    splits = config.splits
     part = None
     if splits > 1:
-        part = torch.empty(
-            num_rows * num_heads * splits * (dim + 1), dtype=torch.float32, device=out.device
-        )
-    e4m3_bits = key_cache.dtype is torch.float8_e4m3fn and not _converts_e4m3(query.device)
-    if e4m3_bits:
+        size = num_rows * num_heads * splits * (dim + 1)
+        part = torch.empty(size, dtype=torch.float32, device=out.device)
+    if plan.e4m3_bits:
         key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
 
-    steer_kernel[(num_kv_heads, splits, num_rows)](
-        out,
-        part,
-        query,
-        key_cache,
-        value_cache,
-        block_table,
-        rows,
-        reqs,
-        kv_lens,
-        slots,
-        alpha,
-        span_words,
-        span_starts,
-        span_lens,
-        sinks,
-        scale,
-        k_scale,
-        v_scale,
-        window,
-        soft_cap,
-        out.stride(0),
-        out.stride(1),
-        query.stride(0),
-        query.stride(1),
-        *key_cache.stride(),
-        *value_cache.stride(),
-        block_table.stride(0),
-        **steer_constants(
-            config,
+    plan.launch(
+        "split" if splits > 1 else "whole",
+        steer_kernel,
+        (num_kv_heads, splits, num_rows),
+        *(out, part, query, key_cache, value_cache, block_table),
+        *(rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens, sinks),
+        *(scale, k_scale, v_scale, window, soft_cap),
+        *(s_ot, s_oh, s_qt, s_qh, *k_strides, *v_strides, s_table),
+        **plan.constants[splits > 1],
+    )
+    if splits > 1:
+        plan.launch(
+            "reduce",
+            reduce_kernel,
+            (num_heads, num_rows, 1),
+            *(out, part, rows, kv_lens, splits, window, s_ot, s_oh),
+            **plan.reduce,
+        )
+
+
+def _make_plan(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    tile: Tile | None,
+    window: int,
+    soft_cap: float,
+    sinks: torch.Tensor | None,
+    k_scale: float | torch.Tensor | None,
+    v_scale: float | torch.Tensor | None,
+    rule: str,
+) -> Plan:
+    _, num_heads, dim = query.shape
+    _, block_size, num_kv_heads, _ = key_cache.shape
+    is_hip = torch.version.hip is not None
+    if tile is None:
+        tile = choose_tile(head_dim=dim, kv_bytes=key_cache.element_size(), is_hip=is_hip)
+    e4m3_bits = key_cache.dtype is torch.float8_e4m3fn and not _converts_e4m3(query.device)
+    constants = {
+        is_split: steer_constants(
+            tile,
+            is_split=is_split,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=dim,
@@ -102,32 +168,20 @@ def steered_attention(
             window=window,
             soft_cap=soft_cap,
             use_sinks=sinks is not None,
-            k_scale=_scale_kind(k_scale),
-            v_scale=_scale_kind(v_scale),
+            k_scale=_kind(k_scale),
+            v_scale=_kind(v_scale),
             e4m3_bits=e4m3_bits,
-        ),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    if splits > 1:
-        reduce_kernel[(num_heads, num_rows)](
-            out,
-            part,
-            rows,
-            kv_lens,
-            splits,
-            window,
-            out.stride(0),
-            out.stride(1),
-            **reduce_constants(config, head_dim=dim, window=window),
-            num_warps=4,
         )
+        for is_split in (False, True)
+    }
+    reduce = reduce_constants(tile, head_dim=dim, window=window)
+    return Plan(tile, constants, reduce, _num_sms(query.device), e4m3_bits)
 
 
-def _scale_kind(scale: float | torch.Tensor | None) -> str:
-    if scale is None:
+def _kind(option: float | torch.Tensor | None) -> str:
+    if option is None:
         return "none"
-    return "tensor" if isinstance(scale, torch.Tensor) else "value"
+    return "tensor" if isinstance(option, torch.Tensor) else "value"
 
 
 def _check(
@@ -138,7 +192,6 @@ def _check(
     block_table: torch.Tensor,
     lists: tuple[torch.Tensor, ...],
     alpha: torch.Tensor,
-    span_words: torch.Tensor,
     sinks: torch.Tensor | None,
     rule: str,
 ) -> None:
@@ -155,7 +208,7 @@ def _check(
         raise ValueError(f"the cache holds {key_cache.dtype}: view fp8 caches as a float8 dtype")
     if alpha.dtype != torch.float32:
         raise ValueError(f"alpha must be float32, not {alpha.dtype}")
-    for t in (*lists, span_words):
+    for t in lists:
         if t.dtype != torch.int32 or not t.is_contiguous():
             raise ValueError("index tensors and span_words must be contiguous int32")
     if block_table.dtype != torch.int32 or block_table.stride(1) != 1:

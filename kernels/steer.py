@@ -148,7 +148,17 @@ def _tile(
 
 
 # Index lists are slices of persistent buffers: an odd start must not compile anew.
-_LISTS = ("p_rows", "p_reqs", "p_lens", "p_slots", "p_starts", "p_num_words", "p_words")
+_LISTS = [
+    "p_table",
+    "p_rows",
+    "p_reqs",
+    "p_lens",
+    "p_slots",
+    "p_alpha",
+    "p_words",
+    "p_starts",
+    "p_num_words",
+]
 
 
 @triton.jit(do_not_specialize_on_alignment=_LISTS)
