@@ -40,7 +40,9 @@ def doctor(argv: Sequence[str]) -> int:
         "--sources", type=Path, metavar="DIR", help="only look for the hooks in an unpacked vLLM"
     )
     parser.add_argument(
-        "--kernels", action="store_true", help="compile the kernels for GPUs and print their table"
+        "--kernels",
+        action="store_true",
+        help="compile the kernels for GPUs and print their table; needs no GPU",
     )
     args = parser.parse_args(argv)
     if args.sources is not None:
@@ -52,7 +54,7 @@ def doctor(argv: Sequence[str]) -> int:
     if args.kernels:
         from adaptvis_vllm.kernels import aot
 
-        return aot.main([])
+        return aot.main(["--models"])
     from adaptvis_vllm.doctor import report
 
     text, works = report()

@@ -7,7 +7,7 @@ variant of a named model spills registers.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -273,12 +273,12 @@ def compile_each(
         yield from pool.map(compile_row, *zip(*((v, a) for a, v in work), strict=True))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", action="store_true", help="only the named models' variants")
     parser.add_argument("--arch", nargs="*", default=list(ARCHES), choices=list(ARCHES))
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     variants = model_variants() + ([] if args.models else matrix_variants())
     rows = []
     print(HEADER)
