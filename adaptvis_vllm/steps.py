@@ -109,7 +109,7 @@ class Steering:
             request = SteeredRequest(
                 new.req_id,
                 params,
-                last=len(new.prompt_token_ids) - 1,
+                last=new.prompt_len - 1,
                 words=words,
                 layers=params.layer_set(self.num_layers),
                 slot=self._take_slot(),

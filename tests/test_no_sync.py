@@ -69,7 +69,7 @@ def new_request(req_id: str, length: int, steering: SteeringParams) -> Any:
     return SimpleNamespace(
         req_id=req_id,
         num_computed_tokens=0,
-        prompt_token_ids=[1] * length,
+        prompt_len=length,
         mm_features=[SimpleNamespace(modality="image", mm_position=Placeholder(3, length - 8))],
         sampling_params=SimpleNamespace(extra_args=steering.extra_args()),
     )
