@@ -26,17 +26,20 @@ logging.getLogger("vllm").setLevel(logging.ERROR)
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "demo"
-STEERING = AdaptVis(alpha_low=0.5, alpha_high=2.0, threshold=0.3)
-QUESTIONS = {
+STEERING = AdaptVis(alpha_low=0.5, alpha_high=2.0, threshold=0.35)
+PHOTOGRAPHS = {
     "cat": "Which way does the cat look, left or right?",
     "coffee": "Is the spoon left or right of the cup?",
     "photographer": "Is the camera left or right of the man?",
     "rocket": "Is the rocket left or right of the towers?",
+}
+DRAWINGS = {
     "ball-box": "Is the ball left or right of the box?",
     "cup-table": "Is the cup on or under the table?",
     "sun-house": "Is the sun left or right of the house?",
     "two-dots": "Is the red dot above or below the blue dot?",
 }
+QUESTIONS = PHOTOGRAPHS | DRAWINGS
 MAX_TOKENS = 5
 
 
@@ -66,12 +69,10 @@ def draw(name: str) -> Image.Image:
 
 def pictures() -> dict[str, Path]:
     """Name -> file of each question's picture; drawings are written here."""
-    paths = {}
-    for name in QUESTIONS:
-        paths[name] = HERE / "images" / f"{name}.jpg"
-        if not paths[name].exists():
-            paths[name] = OUT / f"{name}.png"
-            draw(name).save(paths[name])
+    paths = {name: HERE / "images" / f"{name}.jpg" for name in PHOTOGRAPHS}
+    for name in DRAWINGS:
+        paths[name] = OUT / f"{name}.png"
+        draw(name).save(paths[name])
     return paths
 
 
@@ -82,7 +83,7 @@ def make_model() -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    return make_llava(OUT / "model", layers=8, image_size=168, max_position=2048)
+    return make_llava(OUT / "model", seed=3, layers=8, hidden=128, image_size=168)
 
 
 def make_engine(model: Path) -> Any:

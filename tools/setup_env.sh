@@ -32,8 +32,8 @@ find_python() {
     done
 }
 python=$(find_python)
-[ -n "$python" ] || die "vLLM needs Python 3.11 to 3.14, and ${PYTHON:-no such python3} is not" \
-    "one; install it, or name it: make setup PYTHON=/path/to/python3.11"
+[ -n "$python" ] || die "vLLM needs Python 3.11 to 3.14, which ${PYTHON:-python3} here is not;" \
+    "install one, or name it: make setup PYTHON=/path/to/python3.11"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || die "$python has no venv module; install" \
     "it (Debian, Ubuntu: apt install python$("$python" -c \
     'import sys; print("%d.%d" % sys.version_info[:2])')-venv)"
@@ -85,8 +85,8 @@ if ! install; then
         failed=1
     fi
 fi
-[ -z "${failed:-}" ] || die "pip failed ($(grep '^ERROR' "$LOG" | tail -1 | cut -c1-300));" \
-    "its output is in $LOG"
+[ -z "${failed:-}" ] || die "pip failed; the whole output is in $LOG; its last error:" \
+    "$(grep -o 'ERROR: .*' "$LOG" | tail -1 | cut -c1-300)"
 
 # CUDA builds of these come along with a CPU build of PyTorch and break imports; they are optional.
 if [ "$extra" = cpu ]; then
@@ -99,7 +99,7 @@ if importlib.util.find_spec('$name'):
     except Exception:
         sys.exit(1)" 2>/dev/null || .venv/bin/python -m pip uninstall -q -y "$name"
     done
-    say "$(.venv/bin/python -m adaptvis_vllm._torchvision)"
+    say "$(.venv/bin/python -W ignore -m adaptvis_vllm._torchvision)"
 fi
 stamp >"$STAMP"
 say "done in $((SECONDS - started)) s"
