@@ -70,6 +70,7 @@ def generate(argv: Sequence[str]) -> int:
     known, argv = early.parse_known_args(argv)
     chosen = known.runner
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if chosen == "v2" and not _has_gpu():
         from adaptvis_vllm.runner import interpreted
 
@@ -91,6 +92,8 @@ def generate(argv: Sequence[str]) -> int:
     EngineArgs.add_cli_args(parser)
     args = parser.parse_args(argv)
     _check_files(args)
+    if args.kv_cache_memory_bytes is None and not _has_gpu():
+        args.kv_cache_memory_bytes = _cpu_cache_bytes()
     llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
 
     from adaptvis_vllm.offline import RowRunner
@@ -116,6 +119,13 @@ def reference(argv: Sequence[str]) -> int:
 
     model = ReferenceModel(args.model, dtype=args.dtype, device=args.device)
     return _write(args, run(model, read_lines(args.input), args.input.parent, args.logprobs))
+
+
+def batch(argv: Sequence[str]) -> int:
+    """Answer large inputs with a pool of engines on Ray, safe against crashes."""
+    from adaptvis_vllm.batch import command
+
+    return command.main(argv, batch.__doc__ or "")
 
 
 def _file_options(parser: argparse.ArgumentParser) -> None:
@@ -148,13 +158,22 @@ def _write(args: argparse.Namespace, rows: Any) -> int:
     return 3 if errors else 0
 
 
+def _cpu_cache_bytes() -> int | None:
+    """A quarter of the free memory, at most 16 GiB; vLLM itself wants nearly all of a CPU's."""
+    if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return None
+    import psutil
+
+    return min(psutil.virtual_memory().available // 4, 16 * 2**30)
+
+
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
 
 
-COMMANDS = {"doctor": doctor, "generate": generate, "reference": reference}
+COMMANDS = {"doctor": doctor, "generate": generate, "batch": batch, "reference": reference}
 
 if __name__ == "__main__":
     sys.exit(main())

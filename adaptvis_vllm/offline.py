@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.admission import server_defaults
 from adaptvis_vllm.rows import Row, output_row, parse_row
 
 
@@ -21,6 +22,7 @@ class RowRunner:
         self.llm = llm
         self.folder = folder
         self.logprobs = logprobs
+        self.defaults = server_defaults(llm.llm_engine.vllm_config)
         self.window = 2 * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -38,9 +40,10 @@ class RowRunner:
                     break
                 row_id = value.get("id") if isinstance(value, dict) else None
                 try:
-                    running[self._enqueue(parse_row(value, self.folder))] = (taken, row_id)
+                    row = parse_row(value, self.folder, self.defaults)
+                    running[self.enqueue(row)] = (taken, row_id)
                 except Exception as error:  # nothing is queued yet: the row alone is at fault
-                    done[taken] = output_row(row_id, error=_sentence(error))
+                    done[taken] = output_row(row_id, error=sentence(error))
                 taken += 1
             if running:
                 for output in self.llm.llm_engine.step():
@@ -53,7 +56,7 @@ class RowRunner:
                 yield done.pop(written)
                 written += 1
 
-    def _enqueue(self, row: Row) -> str:
+    def enqueue(self, row: Row) -> str:
         """Queue one row; returns the id that its output will carry."""
         from vllm import SamplingParams
 
@@ -75,5 +78,6 @@ class RowRunner:
         return internal.partition("-")[0]
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """An error row's reason."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -1,17 +1,21 @@
 """Input and output rows of `adaptvis generate`: one JSON object a line.
 
 Input: `id`; one of `question` (the chat template is applied), `prompt` (raw, with the
-model's image placeholder), `messages` (OpenAI chat messages); `image` (path or data URI) or
-`images`; optional `adaptvis` (parameters without prefix), `max_tokens` (16), `temperature`
-(0), `seed`. Paths are relative to the input file.
+model's image placeholder), `messages` (OpenAI chat messages); `image` (path, URL, data URI;
+in Parquet also the file's bytes) or `images`; optional `adaptvis` (parameters without
+prefix), `max_tokens` (16), `temperature` (0), `seed`. Paths are relative to the input file.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import http.client
 import io
 import json
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +38,9 @@ FIELDS = (
     "temperature",
     "seed",
 )
-_TEXTS = ("question", "prompt", "messages")
+TEXTS = ("question", "prompt", "messages")
+DOWNLOAD_SECONDS = 20
+DOWNLOAD_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,11 @@ def read_lines(path: Path) -> Iterator[Any]:
                     yield ValueError(f"line {number} is not JSON: {error}")
 
 
-def parse_row(value: Any, folder: Path) -> Row:
-    """A checked row; ValueError names the field. folder: what paths are relative to."""
+def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) -> Row:
+    """A checked row; ValueError names the field.
+
+    folder: what paths are relative to. defaults: the engine's, for what `adaptvis` leaves out.
+    """
     if isinstance(value, ValueError):
         raise value
     if not isinstance(value, Mapping):
@@ -71,9 +80,9 @@ def parse_row(value: Any, folder: Path) -> Row:
     for name in value:
         if name not in FIELDS:
             raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
-    given = [name for name in _TEXTS if value.get(name) is not None]
+    given = [name for name in TEXTS if value.get(name) is not None]
     if len(given) != 1:
-        raise ValueError(f"exactly one of {', '.join(_TEXTS)} is needed, not {given or 'none'}")
+        raise ValueError(f"exactly one of {', '.join(TEXTS)} is needed, not {given or 'none'}")
     if value.get("image") is not None and value.get("images") is not None:
         raise ValueError("image and images exclude each other")
     sources = value.get("images") if value.get("images") is not None else value.get("image")
@@ -97,7 +106,9 @@ def parse_row(value: Any, folder: Path) -> Row:
         prompt=prompt,
         messages=messages,
         images=images,
-        steering=None if steering is None else SteeringParams.from_dict(steering),
+        steering=None
+        if steering is None
+        else SteeringParams.from_dict(steering, defaults=defaults),
         max_tokens=_whole("max_tokens", value.get("max_tokens", 16), 1),
         temperature=_temperature(value.get("temperature", 0)),
         seed=None if value.get("seed") is None else _whole("seed", value["seed"], 0),
@@ -105,26 +116,50 @@ def parse_row(value: Any, folder: Path) -> Row:
 
 
 def load_image(source: Any, folder: Path, field: str) -> Image.Image:
-    """An RGB picture from a path or a data URI; ValueError names the field."""
-    if not isinstance(source, str) or not source:
-        raise ValueError(f"{field} must be a path or a data URI, not {source!r:.60}")
+    """An RGB picture from a path, URL, data URI or a file's bytes; ValueError names the field."""
+    if isinstance(source, Mapping):  # how Hugging Face data sets store pictures in Parquet
+        source = source.get("bytes") or source.get("path")
+    if not isinstance(source, str | bytes) or not source:
+        raise ValueError(f"{field} must be a path, URL, data URI or bytes, not {source!r:.60}")
     try:
-        if source.startswith("data:"):
+        if isinstance(source, bytes):
+            picture = Image.open(io.BytesIO(source))
+        elif source.startswith("data:"):
             head, _, body = source.partition(",")
             if not head.endswith(";base64"):
                 raise ValueError(f"{field}: only base64 data URIs are read")
             picture = Image.open(io.BytesIO(base64.b64decode(body, validate=True)))
+        elif source.startswith(("http://", "https://")):
+            picture = Image.open(io.BytesIO(download(source, field)))
         elif "://" in source:
-            raise ValueError(f"{field} must be a path or a data URI, not {source!r:.60}")
+            raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
         else:
             picture = Image.open(folder / source)
         return picture.convert("RGB")
     except FileNotFoundError:
-        raise ValueError(f"{field}: no such file {source!r}") from None
+        raise ValueError(f"{field}: no such file {source!r:.200}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, binascii.Error) as error:
         raise ValueError(f"{field}: {source!r:.60} is no readable image: {error!s:.200}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+def download(url: str, field: str, tries: int = 3) -> bytes:
+    """What an http(s) URL holds; ValueError names the field. Passing failures are tried again."""
+    request = urllib.request.Request(url, headers={"User-Agent": "adaptvis-vllm"})
+    for left in reversed(range(tries)):
+        try:
+            with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
+                body = answer.read(DOWNLOAD_BYTES + 1)
+            if len(body) > DOWNLOAD_BYTES:
+                raise ValueError(f"{field}: {url:.200} is larger than {DOWNLOAD_BYTES} bytes")
+            return body
+        except (OSError, http.client.HTTPException) as error:
+            status = error.code if isinstance(error, urllib.error.HTTPError) else 500
+            if not left or (status < 500 and status not in (408, 429)):
+                raise ValueError(f"{field}: {url:.200} cannot be loaded: {error!s:.200}") from None
+            time.sleep(tries - left)
+    raise AssertionError
 
 
 def output_row(

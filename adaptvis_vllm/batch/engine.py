@@ -1,0 +1,151 @@
+"""The vLLM engine of a batch job, in this process, and the two formats it speaks."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from adaptvis_vllm.batch.stream import Answer, Doomed
+from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.rows import TEXTS, output_row, parse_row
+
+
+class Format(Protocol):
+    """How rows become requests and outputs become rows."""
+
+    def prepare(self, value: Any) -> Any: ...
+    def enqueue(self, prepared: Any) -> str: ...
+    def answer(self, prepared: Any, output: Any) -> Answer: ...
+    def refuse(self, value: Any, error: Exception) -> Answer: ...
+
+
+class VllmEngine:
+    """An `LLM` and its format.
+
+    options: arguments of `LLM`. kind: "rows" or "openai". folder: what paths are relative to.
+    logprobs: as in `RowRunner`. defaults: fields for rows that lack them. share: of a CPU
+    machine's free memory, for the KV cache if its size is not given.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        kind: str = "rows",
+        folder: str = ".",
+        logprobs: int | None = None,
+        defaults: dict[str, Any] | None = None,
+        share: float = 0.25,
+    ) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self.options = options
+        self.kind = kind
+        self.folder = Path(folder)
+        self.logprobs = logprobs
+        self.defaults = defaults or {}
+        self.share = share
+        self._build()
+
+    def _build(self) -> None:
+        from vllm import LLM
+
+        self.llm: Any = LLM(**(self.options | self._cache_size()))
+        scheduler = self.llm.llm_engine.vllm_config.scheduler_config
+        # Some wait in the engine, so that a finished row's place is taken in the next step.
+        self.window = scheduler.max_num_seqs + max(2, scheduler.max_num_seqs // 4)
+        self.format: Format
+        if self.kind == "openai":
+            from adaptvis_vllm.batch.openai import OpenAIFormat
+
+            self.format = OpenAIFormat(self.llm)
+        else:
+            self.format = RowFormat(self.llm, self.folder, self.logprobs, self.defaults)
+
+    def _cache_size(self) -> dict[str, Any]:
+        """vLLM itself wants nearly all of a CPU machine's memory."""
+        import psutil
+        from vllm.platforms import current_platform
+
+        given = self.options.get("kv_cache_memory_bytes") is not None
+        if given or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
+            return {}
+        free = int(psutil.virtual_memory().available * self.share)
+        return {"kv_cache_memory_bytes": min(free, 16 * 2**30)}
+
+    def prepare(self, value: Any) -> Any:
+        return self.format.prepare(value)
+
+    def enqueue(self, prepared: Any) -> str:
+        return self.format.enqueue(prepared)
+
+    def step(self) -> list[tuple[str, Any]]:
+        return [(o.request_id, o) for o in self.llm.llm_engine.step() if o.finished]
+
+    def answer(self, prepared: Any, output: Any) -> Answer:
+        return self.format.answer(prepared, output)
+
+    def refuse(self, value: Any, error: Exception) -> Answer:
+        return self.format.refuse(value.value if isinstance(value, Doomed) else value, error)
+
+    def rebuild(self) -> None:
+        """An engine that raised inside a step hangs in the next one: replace it."""
+        self.close()
+        self._build()
+
+    def close(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = self.format = None  # type: ignore[assignment]
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+class RowFormat:
+    """Rows of `adaptvis generate`."""
+
+    def __init__(
+        self, llm: Any, folder: Path, logprobs: int | None, defaults: dict[str, Any]
+    ) -> None:
+        from adaptvis_vllm.offline import RowRunner
+
+        self.runner = RowRunner(llm, folder, logprobs)
+        self.defaults = defaults
+
+    def prepare(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = with_defaults(value, self.defaults)
+        return parse_row(value, self.runner.folder, self.runner.defaults)
+
+    def enqueue(self, prepared: Any) -> str:
+        return self.runner.enqueue(prepared)
+
+    def answer(self, prepared: Any, output: Any) -> Answer:
+        row = output_row(prepared.id, output, logprobs=self.runner.logprobs is not None)
+        steering = prepared.steering or self.runner.defaults
+        return Answer(row, len(row["token_ids"]), branch(row["adaptvis"], steering))
+
+    def refuse(self, value: Any, error: Exception) -> Answer:
+        from adaptvis_vllm.offline import sentence
+
+        row_id = value.get("id") if isinstance(value, dict) else None
+        reason = sentence(error)
+        return Answer(output_row(row_id, error=reason), error=reason)
+
+
+def with_defaults(value: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The row, completed; a default question only where the row asks nothing."""
+    filled = {k: v for k, v in defaults.items() if value.get(k) is None}
+    if any(value.get(name) is not None for name in TEXTS):
+        filled.pop("question", None)
+    return value | filled
+
+
+def branch(report: dict[str, Any] | None, steering: SteeringParams | None) -> str:
+    """Which alpha an adaptive request got: "low", "high", or "" where there was no choice."""
+    if not report or report["confidence"] is None or steering is None or not report["steered"]:
+        return ""
+    if steering.alpha_low == steering.alpha_high:
+        return "low" if report["confidence"] < (steering.threshold or 0) else "high"
+    return "low" if report["alpha"] == steering.alpha_low else "high"
