@@ -92,13 +92,12 @@ def generate(argv: Sequence[str]) -> int:
     EngineArgs.add_cli_args(parser)
     args = parser.parse_args(argv)
     _check_files(args)
-    if args.kv_cache_memory_bytes is None and not _has_gpu():
-        args.kv_cache_memory_bytes = _cpu_cache_bytes()
-    llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
 
-    from adaptvis_vllm.offline import RowRunner
+    from adaptvis_vllm.offline import RowRunner, cache_bytes
     from adaptvis_vllm.rows import read_lines
 
+    args.kv_cache_memory_bytes = cache_bytes(args.kv_cache_memory_bytes)
+    llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
     runner = RowRunner(llm, args.input.parent, args.logprobs)
     return _write(args, runner.run(read_lines(args.input)))
 
@@ -156,15 +155,6 @@ def _write(args: argparse.Namespace, rows: Any) -> int:
     if errors:
         print(f"{errors} of {total} rows are error rows: see their field error", file=sys.stderr)
     return 3 if errors else 0
-
-
-def _cpu_cache_bytes() -> int | None:
-    """A quarter of the free memory, at most 16 GiB; vLLM itself wants nearly all of a CPU's."""
-    if "VLLM_CPU_KVCACHE_SPACE" in os.environ:
-        return None
-    import psutil
-
-    return min(psutil.virtual_memory().available // 4, 16 * 2**30)
 
 
 def _has_gpu() -> bool:

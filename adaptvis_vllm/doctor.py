@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-import sys
 
 
 def report() -> tuple[str, bool]:
@@ -74,9 +73,3 @@ def _device(torch: object) -> list[str]:
         isa = _get_attn_isa(getattr(torch, dtype), 128, 128)
         out.append(f"KV cache layout for {dtype}: {isa}")
     return out
-
-
-if __name__ == "__main__":
-    text, ok = report()
-    print(text)
-    sys.exit(0 if ok else 1)

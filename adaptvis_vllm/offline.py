@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.admission import server_defaults
-from adaptvis_vllm.rows import Row, output_row, parse_row
+from adaptvis_vllm.rows import Row, output_row, parse_row, row_id_of
 
 
 class RowRunner:
@@ -38,7 +39,7 @@ class RowRunner:
                 if value is self:
                     more = False
                     break
-                row_id = value.get("id") if isinstance(value, dict) else None
+                row_id = row_id_of(value)
                 try:
                     row = parse_row(value, self.folder, self.defaults)
                     running[self.enqueue(row)] = (taken, row_id)
@@ -76,6 +77,20 @@ class RowRunner:
             (internal,) = self.llm.enqueue([prompt], params, use_tqdm=False)
         # vLLM returns "NUMBER-RANDOM" here and calls the output by NUMBER.
         return internal.partition("-")[0]
+
+
+def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
+    """`kv_cache_memory_bytes` of an engine: as given; on a CPU else a share of the free memory.
+
+    At most 16 GiB; vLLM itself wants nearly all of a CPU machine's. None leaves it to vLLM: on
+    a GPU, or where VLLM_CPU_KVCACHE_SPACE says it.
+    """
+    import psutil
+    from vllm.platforms import current_platform
+
+    if given is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
+        return given
+    return min(int(psutil.virtual_memory().available * share), 16 * 2**30)
 
 
 def sentence(error: Exception) -> str:

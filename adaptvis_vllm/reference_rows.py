@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.reference import ReferenceModel
-from adaptvis_vllm.rows import output_row, parse_row
+from adaptvis_vllm.rows import answered_row, output_row, parse_row, row_id_of
 
 
 def run(
@@ -15,7 +15,7 @@ def run(
 ) -> Iterator[dict[str, Any]]:
     """Output rows in input order; greedy only, so a row with a temperature is an error row."""
     for value in values:
-        row_id = value.get("id") if isinstance(value, dict) else None
+        row_id = row_id_of(value)
         try:
             row = parse_row(value, folder)
             if row.temperature:
@@ -33,16 +33,10 @@ def run(
         except ValueError as error:
             yield output_row(row_id, error=str(error))
             continue
-        line = {
-            "id": row_id,
-            "text": out.text,
-            "token_ids": out.token_ids,
-            "finish_reason": out.finish_reason,
-            "adaptvis": out.report.as_dict(),
-        }
+        table = None
         if logprobs is not None:
-            line["logprobs"] = [[list(pair) for pair in step] for step in out.top_logprobs]
-        yield line | {"error": None}
+            table = [[list(pair) for pair in step] for step in out.top_logprobs]
+        yield answered_row(row_id, out, out.report.as_dict(), table)
 
 
 def _for_template(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:

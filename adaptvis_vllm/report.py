@@ -7,6 +7,7 @@ from typing import Any
 
 NO_IMAGE = "no image"
 MODE_OFF = "mode off"
+CARRIER = "adaptvis"  # its key in vLLM's kv_transfer_params, and in responses
 
 
 @dataclass(frozen=True)

@@ -170,22 +170,38 @@ def output_row(
         line = {"id": row_id, "text": None, "token_ids": None, "finish_reason": None}
         return line | {"adaptvis": None, "error": error}
     answer = output.outputs[0]
-    line = {
-        "id": row_id,
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "finish_reason": answer.finish_reason,
-        "adaptvis": output.adaptvis or Report("off", reason=MODE_OFF).as_dict(),
-    }
+    table = None
     if logprobs:
-        line["logprobs"] = [
+        table = [
             [
                 [token, entry.logprob]
                 for token, entry in sorted(step.items(), key=lambda i: i[1].rank)
             ]
             for step in answer.logprobs
         ]
+    report = output.adaptvis or Report("off", reason=MODE_OFF).as_dict()
+    return answered_row(row_id, answer, report, table)
+
+
+def answered_row(
+    row_id: Any, answer: Any, report: dict[str, Any], logprobs: list[Any] | None
+) -> dict[str, Any]:
+    """answer: has text, token_ids and finish_reason. logprobs: per token its [id, logprob]s."""
+    line = {
+        "id": row_id,
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+        "adaptvis": report,
+    }
+    if logprobs is not None:
+        line["logprobs"] = logprobs
     return line | {"error": None}
+
+
+def row_id_of(value: Any) -> Any:
+    """The id of a row that may be no row at all."""
+    return value.get("id") if isinstance(value, dict) else None
 
 
 def _messages(value: Any, folder: Path) -> list[dict[str, Any]]:

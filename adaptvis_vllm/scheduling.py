@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.report import MODE_OFF, NO_IMAGE, Report
+from adaptvis_vllm.report import CARRIER, MODE_OFF, NO_IMAGE, Report
 from adaptvis_vllm.span import has_image
 
 
@@ -158,7 +158,7 @@ def send_report(original: Callable[..., Any]) -> Callable[..., Any]:
         if steering is not None:
             kv_transfer_params = {
                 **(kv_transfer_params or {}),
-                "adaptvis": steering.report().as_dict(),
+                CARRIER: steering.report().as_dict(),
             }
         return kv_transfer_params, ec_transfer_params
 

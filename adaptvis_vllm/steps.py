@@ -156,22 +156,21 @@ class Steering:
             self.alpha.index_copy_(0, packed[0].long(), packed[1].view(torch.float32))
         everywhere = self._rows(plan, plan.steers, index, query_start)
         if all(r.layers is None for r in plan.steers):
-            plan.by_layer = [everywhere if i in self.layers else None for i in self._all_layers()]
+            plan.by_layer = [
+                everywhere if i in self.layers else None for i in range(self.num_layers)
+            ]
         else:
             subsets: dict[tuple[str, ...], StepRows | None] = {
                 (): None,
                 tuple(r.req_id for r in plan.steers): everywhere,
             }
-            for i in self._all_layers():
+            for i in range(self.num_layers):
                 chosen = [r for r in plan.steers if r.layers is None or i in r.layers]
                 key = tuple(r.req_id for r in chosen) if i in self.layers else ()
                 if key not in subsets:
                     subsets[key] = self._rows(plan, chosen, index, query_start)
                 plan.by_layer.append(subsets[key])
         plan.layers_due = sum(rows is not None for rows in plan.by_layer)
-
-    def _all_layers(self) -> range:
-        return range(self.num_layers)
 
     def _rows(
         self,

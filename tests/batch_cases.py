@@ -41,6 +41,14 @@ def good_row(number: int) -> dict[str, Any]:
     }
 
 
+def write_questions(folder: Path, rows: int) -> Path:
+    """A file of good rows in a folder that gets their pictures."""
+    make_images(folder)
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(good_row(number)) + "\n" for number in range(rows)))
+    return path
+
+
 def bad_rows(folder: Path) -> list[tuple[str, str]]:
     """(line, what its reason must name), of every kind."""
     (folder / "broken.png").write_bytes(b"not a picture")

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batch_cases import ENGINE, good_row, make_images, mixed, read, start
+from batch_cases import ENGINE, make_images, mixed, read, start, write_questions
 from batch_cases import run as command
 
 from adaptvis_vllm.batch import Settings, run
@@ -33,10 +33,8 @@ ROWS = 40
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batch")
-    make_images(path)
-    return path
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("batch"), ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +52,8 @@ def settings(model: Path) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def questions(folder: Path) -> Path:
-    path = folder / "in.jsonl"
-    path.write_text("".join(json.dumps(good_row(n)) + "\n" for n in range(ROWS)))
-    return path
+def folder(questions: Path) -> Path:
+    return questions.parent
 
 
 @pytest.fixture(scope="module")

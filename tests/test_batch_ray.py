@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from batch_cases import ENGINE, finished, good_row, make_images, mixed, read, run, start
+from batch_cases import ENGINE, finished, good_row, mixed, read, run, start, write_questions
 
 ROWS = int(os.environ.get("ADAPTVIS_TEST_ROWS", "300"))
 KILLS = 5 if ROWS >= 1000 else 2
@@ -25,17 +25,13 @@ PATIENCE = 240
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batch")
-    make_images(path)
-    return path
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("batch"), ROWS)
 
 
 @pytest.fixture(scope="module")
-def questions(folder: Path) -> Path:
-    path = folder / "in.jsonl"
-    path.write_text("".join(json.dumps(good_row(n)) + "\n" for n in range(ROWS)))
-    return path
+def folder(questions: Path) -> Path:
+    return questions.parent
 
 
 @pytest.fixture(scope="module")

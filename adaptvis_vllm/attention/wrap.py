@@ -81,8 +81,8 @@ def _steered(impl: Any, index: int, steering: Steering, recompute: Recompute) ->
         **kwargs: Any,
     ) -> Any:
         result = base(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
-        if steering.plan is not None and attn_metadata is not None:
-            plan = steering.plan
+        plan = steering.plan
+        if plan is not None and attn_metadata is not None:
             rows = plan.by_layer[index] if plan.by_layer else None
             if rows is not None:
                 output = kwargs["output"] if "output" in kwargs else args[0]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from adaptvis_vllm.batch.stream import Answer, Doomed
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.rows import TEXTS, output_row, parse_row
+from adaptvis_vllm.rows import TEXTS, output_row, parse_row, row_id_of
 
 
 class Format(Protocol):
@@ -50,7 +50,10 @@ class VllmEngine:
     def _build(self) -> None:
         from vllm import LLM
 
-        self.llm: Any = LLM(**(self.options | self._cache_size()))
+        from adaptvis_vllm.offline import cache_bytes
+
+        size = cache_bytes(self.options.get("kv_cache_memory_bytes"), self.share)
+        self.llm: Any = LLM(**(self.options | {"kv_cache_memory_bytes": size}))
         scheduler = self.llm.llm_engine.vllm_config.scheduler_config
         # Some wait in the engine, so that a finished row's place is taken in the next step.
         self.window = scheduler.max_num_seqs + max(2, scheduler.max_num_seqs // 4)
@@ -61,17 +64,6 @@ class VllmEngine:
             self.format = OpenAIFormat(self.llm)
         else:
             self.format = RowFormat(self.llm, self.folder, self.logprobs, self.defaults)
-
-    def _cache_size(self) -> dict[str, Any]:
-        """vLLM itself wants nearly all of a CPU machine's memory."""
-        import psutil
-        from vllm.platforms import current_platform
-
-        given = self.options.get("kv_cache_memory_bytes") is not None
-        if given or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
-            return {}
-        free = int(psutil.virtual_memory().available * self.share)
-        return {"kv_cache_memory_bytes": min(free, 16 * 2**30)}
 
     def prepare(self, value: Any) -> Any:
         return self.format.prepare(value)
@@ -129,9 +121,8 @@ class RowFormat:
     def refuse(self, value: Any, error: Exception) -> Answer:
         from adaptvis_vllm.offline import sentence
 
-        row_id = value.get("id") if isinstance(value, dict) else None
         reason = sentence(error)
-        return Answer(output_row(row_id, error=reason), error=reason)
+        return Answer(output_row(row_id_of(value), error=reason), error=reason)
 
 
 def with_defaults(value: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vllm.utils import random_uuid
 from adaptvis_vllm.admission import server_defaults
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.serving.responses import OPTION
+from adaptvis_vllm.report import CARRIER
 
 CHAT = "/v1/chat/completions"
 
@@ -153,7 +153,7 @@ class OpenAIFormat:
         ).model_dump(mode="json")
         report = output.adaptvis
         if report is not None:
-            body[OPTION] = report
+            body[CARRIER] = report
         row = self._row(prepared.custom_id, 200, body, None)
         return Answer(row, generated, branch(report, prepared.steering))
 

@@ -61,11 +61,13 @@ def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
         steering = getattr(self, "adaptvis", None)
         if steering is None or steering.plan is None or not steering.plan.steers:
             return original(self, *args, **kwargs)
+        if not hasattr(self, "adaptvis_candidates"):  # they do not change after its __init__
+            self.adaptvis_candidates = {
+                key: [d for d in descriptors if d.cg_mode != CUDAGraphMode.FULL]
+                for key, descriptors in self._candidates.items()
+            }
         without_full = copy.copy(self)
-        without_full._candidates = {
-            key: [d for d in descriptors if d.cg_mode != CUDAGraphMode.FULL]
-            for key, descriptors in self._candidates.items()
-        }
+        without_full._candidates = self.adaptvis_candidates
         return original(without_full, *args, **kwargs)
 
     return dispatch

@@ -10,12 +10,12 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-OPTION = "adaptvis"
+from adaptvis_vllm.report import CARRIER
 
 
 def output_report(self: Any) -> dict[str, Any] | None:
     """`RequestOutput.adaptvis`: the report of a finished output, else None."""
-    return (self.kv_transfer_params or {}).get(OPTION)
+    return (self.kv_transfer_params or {}).get(CARRIER)
 
 
 def keep_report(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +28,7 @@ def keep_report(original: Callable[..., Any]) -> Callable[..., Any]:
         report = output_report(self)
         original(self, next_output, *args, **kwargs)
         if report is not None and output_report(self) is None:
-            self.kv_transfer_params = {**(self.kv_transfer_params or {}), OPTION: report}
+            self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
 
     return add
 
@@ -50,8 +50,8 @@ class _Tee:
 
 def _put(response: Any, reports: list[dict[str, Any] | None]) -> None:
     if any(reports):
-        setattr(response, OPTION, reports[0] if len(reports) == 1 else reports)
-        rest = {k: v for k, v in (response.kv_transfer_params or {}).items() if k != OPTION}
+        setattr(response, CARRIER, reports[0] if len(reports) == 1 else reports)
+        rest = {k: v for k, v in (response.kv_transfer_params or {}).items() if k != CARRIER}
         response.kv_transfer_params = rest or None
 
 
@@ -91,7 +91,7 @@ def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
     for choice in chunk.get("choices", ()):
         report = tee.reports.get(choice["index"] // choices_per_prompt)
         if choice.get("finish_reason") is not None and report is not None:
-            chunk[OPTION] = report
+            chunk[CARRIER] = report
             return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
     return event
 
