@@ -1,0 +1,1 @@
+"""A small spatial LLaVA, trained from nothing on drawn scenes."""
