@@ -1,21 +1,28 @@
 """Steered rows over the paged KV cache of vLLM's CPU backend (`CPU_ATTN`), in torch.
 
-All rows of a step in one batched computation per layer, in float32.
-
 A block of one kv head holds, by the layer's `isa`:
     vec, vec16, neon, ...  K as [head_dim, block], V as [block, head_dim]
     amx                    K as [block/16, head_dim/2, 16, 2], V as [head_dim/16, block/2, 16, 2]
+
+Both products of attention are weighted sums of lines of the cache: logits of a block are the
+lines of K weighted by q, and the answer is the lines of V weighted by the softmax. torch's
+`embedding_bag` is that sum and reads the cache in place, at about the speed of memory. Only
+K in 16 bits is copied first, a few blocks at a time, because `embedding_bag` would round the
+logits to 16 bits; so are both K and V in the amx layout, whose lines hold pairs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import embedding_bag
 
 from adaptvis_vllm.plan import StepRows
 
 CACHE_DTYPES = ("auto", "float16", "bfloat16")
+COPY_BYTES = 1 << 20  # of float32 copies at once: they stay in a core's cache
 
 
 def recompute(
@@ -33,82 +40,151 @@ def recompute(
     block, 2 * head_dim] (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
     """
     heads, dim = impl.num_heads, impl.head_size
-    _, groups, block, _ = kv_cache.shape
-    blocks, factor, hidden, tail = _for_step(rows, metadata, block, impl.sliding_window)
-    pages = kv_cache.view(kv_cache.shape[0], groups, 2, block * dim)
-    k, v = pages[blocks].unbind(3)  # [R, N, G, block * dim]
-    k, v = _unpack(k, v, block, dim, layer.isa)
-
-    q = query.view(-1, heads, dim).index_select(0, rows.rows).float()
-    q = q.view(len(q), 1, groups, heads // groups, dim) * impl.scale
-    # [R, N, G, heads per group, block] -> one softmax over N and block.
-    logits = torch.matmul(q, k) * factor
+    block = kv_cache.shape[2]
+    step = _for_step(rows, metadata, kv_cache, heads, dim, impl.sliding_window)
+    amx = layer.isa == "amx"
+    q = query.view(-1, heads, dim).index_select(0, rows.rows).float() * impl.scale
+    q = q.index_select(0, step.row)  # [T, H, dim]
+    if amx or kv_cache.dtype != torch.float32:
+        logits = _copied_sums(q, kv_cache, step, 0, amx)
+    else:
+        logits = _sums(q, kv_cache.view(-1, block), step.k_lines)
+    logits = logits.view(-1, heads, block) * step.factor
     if impl.logits_soft_cap:
         logits = impl.logits_soft_cap * torch.tanh(logits / impl.logits_soft_cap)
-    logits = logits.masked_fill_(hidden, float("-inf")).permute(0, 2, 3, 1, 4)
-    shape = logits.shape
-    logits = logits.reshape(*shape[:3], -1)
+    logits = logits.masked_fill_(step.hidden, float("-inf"))
+    # One softmax over the blocks of each row; rows with fewer blocks than others are padded.
+    padded = logits.new_full((step.num_rows, heads, step.most, block), float("-inf"))
+    padded[step.row, :, step.place] = logits
+    padded = padded.view(step.num_rows, heads, -1)
     if impl.sinks is not None:
-        sinks = impl.sinks.float().view(1, groups, heads // groups, 1).expand(*shape[:3], 1)
-        weights = torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
+        sinks = impl.sinks.float().view(1, heads, 1).expand(step.num_rows, -1, -1)
+        weights = torch.cat([padded, sinks], -1).softmax(-1)[..., :-1]
     else:
-        weights = logits.softmax(-1)
-    weights = weights.view(shape).permute(0, 3, 1, 2, 4)  # [R, N, G, heads per group, block]
-    # Stale values behind kv_len are no part of the answer, whatever they hold.
-    line, last, keep = tail
-    v[line, last] = torch.where(keep, v[line, last], 0.0)
-    result = torch.matmul(weights, v).sum(1)
+        weights = padded.softmax(-1)
+    weights = weights.unflatten(-1, (step.most, block))[step.row, :, step.place]  # [T, H, block]
+    if amx:
+        sums = _copied_sums(weights, kv_cache, step, 1, amx)
+    else:
+        sums = _sums(weights.to(kv_cache.dtype), kv_cache.view(-1, dim), step.v_lines).float()
+    result = sums.new_zeros(step.num_rows, heads * dim)
+    result.index_add_(0, step.row, sums.view(-1, heads * dim))
     output.view(-1, heads, dim).index_copy_(
         0, rows.rows.long(), result.view(-1, heads, dim).to(output.dtype)
     )
 
 
-def _for_step(
-    rows: StepRows, metadata: Any, block: int, window: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """What all layers of one block table and window share.
+def _sums(weights: torch.Tensor, table: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+    """Sum over j of weights[.., j] * table[lines[.., j]]; weights [T, H, J] -> [T * H, width]."""
+    return embedding_bag(
+        lines.flatten(0, 1), table, mode="sum", per_sample_weights=weights.flatten(0, 1)
+    )
 
-    Returns blocks [R, N] int64, factor and hidden [R, N, 1, 1, block], and for each row
-    its last block with the positions that it fills.
+
+def _copied_sums(
+    weights: torch.Tensor, kv_cache: torch.Tensor, step: _Step, part: int, amx: bool
+) -> torch.Tensor:
+    """`_sums` over float32 copies. part: 0 for K, 1 for V."""
+    _, groups, block, twice = kv_cache.shape
+    dim = twice // 2
+    high, wide = (dim, block) if part == 0 else (block, dim)
+    pages = kv_cache.view(-1, block * dim)  # K of a kv head, its V, K of the next one, ..
+    chunk = max(1, COPY_BYTES // (groups * block * dim * 4))
+    members = weights.shape[1] // groups
+    local = torch.arange(min(chunk, len(step.blocks)) * groups).view(-1, groups, 1, 1) * high
+    lines = (local + torch.arange(high)).expand(-1, -1, members, -1).flatten(1, 2).int()
+    sums = []
+    for first in range(0, len(step.blocks), chunk):
+        ids = step.blocks[first : first + chunk, None] * groups + torch.arange(groups)
+        copy = pages.index_select(0, ids.flatten() * 2 + part).float()
+        if amx:
+            copy = _unpack(copy, high, wide)
+        some = weights[first : first + chunk]
+        if part == 1:  # what lies behind a row's end is no part of the answer: 0 * NaN
+            copy = copy.view(len(ids), groups, block, dim)
+            copy = copy.masked_fill_(step.stale[first : first + chunk], 0.0)
+        sums.append(_sums(some, copy.view(-1, wide), lines[: len(ids)]))
+    return torch.cat(sums)
+
+
+def _unpack(pages: torch.Tensor, high: int, wide: int) -> torch.Tensor:
+    """Pages as amx stores them, [P, block * dim] -> K [P, dim, block] or V [P, block, dim].
+
+    Both are tiles of 16 columns whose lines hold two neighbours of the summed dimension.
     """
-    key = (metadata.block_table.data_ptr(), block, window)
+    tiles = pages.view(-1, wide // 16, high // 2, 16, 2)
+    return tiles.permute(0, 2, 4, 1, 3).reshape(-1, high, wide)
+
+
+@dataclass
+class _Step:
+    """What all layers of one block table, shape and window share.
+
+    T: blocks of all rows, those that a window hides left out. row, place: [T] int64, the row
+    of each block and which of its blocks it is. most: of one row. blocks: [T] int64. k_lines:
+    [T, H, dim] int, lines of K for each query head. v_lines: [T, H, block] int, of V. factor:
+    [T, 1, block] float32. hidden: [T, 1, block] bool. stale: [T, 1, block, 1] bool, behind a
+    row's end.
+    """
+
+    num_rows: int
+    most: int
+    row: torch.Tensor
+    place: torch.Tensor
+    blocks: torch.Tensor
+    k_lines: torch.Tensor
+    v_lines: torch.Tensor
+    factor: torch.Tensor
+    hidden: torch.Tensor
+    stale: torch.Tensor
+
+
+def _for_step(
+    rows: StepRows, metadata: Any, kv_cache: torch.Tensor, heads: int, dim: int, window: int
+) -> _Step:
+    _, groups, block, _ = kv_cache.shape
+    key = (metadata.block_table.data_ptr(), kv_cache.shape, heads, window)
     if key in rows.derived:
         return rows.derived[key]
-    count = -(-rows.max_kv_len // block)
     lens = rows.kv_lens.long()
-    positions = torch.arange(count * block)
-    seen = positions < lens[:, None]
-    if window > 0:
-        seen &= positions >= lens[:, None] - window
-    word = (positions // 32).clamp(max=max(len(rows.span_words) - 1, 0))
-    inside = positions // 32 < rows.span_lens[:, None]
-    index = (rows.span_starts[:, None] + word).clamp(max=len(rows.span_words) - 1)
-    bits = rows.span_words[index] >> (positions % 32).int() & 1
-    scaled = (bits == 1) & inside
+    first = (lens - window).clamp(min=0) // block if window > 0 else torch.zeros_like(lens)
+    counts = (lens - 1) // block + 1 - first
+    row = torch.repeat_interleave(torch.arange(len(lens)), counts)
+    place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    number = first[row] + place
+    blocks = metadata.block_table[rows.reqs.long()[row], number].long()
+
+    positions = number[:, None] * block + torch.arange(block)  # [T, block]
+    ends = lens[row, None]
+    stale = positions >= ends
+    hidden = stale | (positions < ends - window) if window > 0 else stale
+    word = positions // 32
+    inside = word < rows.span_lens[row, None]
+    index = rows.span_starts[row, None] + word
+    bits = rows.span_words[index.clamp(max=len(rows.span_words) - 1)] >> (positions % 32).int() & 1
     alpha = rows.alpha.index_select(0, rows.slots.long())
-    factor = torch.where(scaled, alpha[:, None], 1.0)
-    # Blocks behind a row's end lead to the null block, which stays zero.
-    used = torch.arange(count) * block < lens[:, None]
-    table = metadata.block_table.index_select(0, rows.reqs.long())[:, :count].long()
-    blocks = torch.where(used, table, 0)
-    last = (lens - 1) // block
-    line = torch.arange(len(lens))
-    keep = (last[:, None] * block + torch.arange(block) < lens[:, None]).view(-1, 1, block, 1)
-    shape = (len(lens), count, 1, 1, block)
-    result = (blocks, factor.view(shape), ~seen.view(shape), (line, last, keep))
-    rows.derived[key] = result
-    return result
+    factor = torch.where((bits == 1) & inside, alpha[row, None], 1.0)
 
-
-def _unpack(
-    k: torch.Tensor, v: torch.Tensor, block: int, dim: int, isa: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """k, v [R, N, G, block * dim] as stored -> k [.., dim, block], v [.., block, dim] float32."""
-    lead = k.shape[:3]
-    if isa == "amx":
-        k = k.view(*lead, block // 16, dim // 2, 16, 2).float()
-        k = k.permute(0, 1, 2, 4, 6, 3, 5).reshape(*lead, dim, block)
-        v = v.view(*lead, dim // 16, block // 2, 16, 2).float()
-        v = v.permute(0, 1, 2, 4, 6, 3, 5).reshape(*lead, block, dim)
-        return k, v
-    return k.view(*lead, dim, block).float(), v.view(*lead, block, dim).float()
+    # Lines of the cache: those of K are `block` wide and `dim` a page, those of V the reverse.
+    pages = (blocks[:, None] * groups + torch.arange(groups)) * 2  # [T, G], of K; V is the next
+    k_lines = pages[..., None] * dim + torch.arange(dim)
+    # Weights of stale positions are 0; a line that is surely a number stands in for theirs.
+    lines = torch.where(stale, 0, torch.arange(block))
+    v_lines = (pages[..., None] + 1) * block + lines[:, None]
+    # torch reads int32 faster; it does for 2 ** 31 lines.
+    kind = torch.int32 if kv_cache.numel() >> 31 < min(dim, block) else torch.int64
+    members = heads // groups
+    step = _Step(
+        num_rows=len(lens),
+        most=int(counts.max()),
+        row=row,
+        place=place,
+        blocks=blocks,
+        k_lines=k_lines.to(kind).repeat_interleave(members, 1),
+        v_lines=v_lines.to(kind).repeat_interleave(members, 1),
+        factor=factor[:, None],
+        hidden=hidden[:, None],
+        stale=stale[:, None, :, None],
+    )
+    rows.derived[key] = step
+    return step

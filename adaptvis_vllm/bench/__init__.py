@@ -1,0 +1,1 @@
+"""`adaptvis bench`: steering against what one would run without it, in turn, in one run."""

@@ -1,0 +1,120 @@
+"""What steering one row costs as its context grows: counted bytes, and time in one layer.
+
+Against it stands the time in which torch sums the same K and V once, in their own dtype: the
+least that reading them costs. Measured on the CPU; on a GPU see `benchmarks/kernel.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.plan import StepRows
+from adaptvis_vllm.span import pack_bits
+
+CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+BLOCK = 128
+IMAGE_TOKENS = 576
+# Between repetitions other layers' K and V pass through the caches; so do they here.
+COLD_BYTES = 64 << 20
+
+
+def measure(
+    contexts: Sequence[int] = CONTEXTS,
+    *,
+    heads: int = 12,
+    kv_heads: int = 12,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 15,
+) -> list[dict[str, Any]]:
+    """One row of figures per context: bytes, microseconds of steering and of reading.
+
+    A row of K and V is spread over the cache in blocks of 128 in random order. `steer_us`
+    holds what a layer costs; `plan_us` what a step costs once, however many layers.
+    """
+    out = []
+    for context in contexts:
+        layers = _layers(context, kv_heads, dim, dtype)
+        impl: Any = SimpleNamespace(
+            num_heads=heads,
+            head_size=dim,
+            scale=dim**-0.5,
+            sliding_window=-1,
+            logits_soft_cap=0.0,
+            sinks=None,
+        )
+        layer = SimpleNamespace(isa="vec")
+        query = torch.randn(1, heads, dim).to(dtype)
+        output = torch.empty_like(query)
+        blocks = layers[0].shape[0] - 1
+        metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
+        plan: list[float] = []
+        steer: list[float] = []
+        read: list[float] = []
+        with torch.inference_mode():
+            for _ in range(repeats + 1):
+                rows = _rows(context)
+                began = time.perf_counter()
+                cpu._for_step(rows, metadata, layers[0], heads, dim, -1)
+                plan.append(time.perf_counter() - began)
+
+                def recompute(cache: torch.Tensor, rows: StepRows = rows) -> None:
+                    cpu.recompute(impl, layer, query, cache, metadata, output, rows)
+
+                steer.append(_seconds(layers, recompute))
+                read.append(_seconds(layers, lambda cache: cache[1:].sum()))
+        used = 2 * context * kv_heads * dim * layers[0].element_size()
+        out.append(
+            {
+                "context": context,
+                "dtype": str(dtype).removeprefix("torch."),
+                "bytes": used,
+                "steer_us": median(steer[1:]) * 1e6,
+                "read_us": median(read[1:]) * 1e6,
+                "plan_us": median(plan[1:]) * 1e6,
+            }
+        )
+    return out
+
+
+def _seconds(layers: list[torch.Tensor], work: Callable[[torch.Tensor], object]) -> float:
+    """Of one layer: the mean over all."""
+    began = time.perf_counter()
+    for cache in layers:
+        work(cache)
+    return (time.perf_counter() - began) / len(layers)
+
+
+def _layers(context: int, kv_heads: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Caches of enough layers that none stays in the processor's own caches."""
+    blocks = 1 + -(-context // BLOCK)
+    cache = torch.randn(blocks, kv_heads, BLOCK, 2 * dim).to(dtype)
+    size = cache.numel() * cache.element_size()
+    return [cache] + [cache.clone() for _ in range(-(-COLD_BYTES // size) - 1)]
+
+
+def _rows(context: int) -> StepRows:
+    words = pack_bits(np.arange(min(8, context - 1), min(8 + IMAGE_TOKENS, context)))
+
+    def ints(value: int) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.int32)
+
+    return StepRows(
+        rows=ints(0),
+        reqs=ints(0),
+        kv_lens=ints(context),
+        slots=ints(0),
+        alpha=torch.tensor([1.5]),
+        span_words=torch.from_numpy(words),
+        span_starts=ints(0),
+        span_lens=ints(len(words)),
+        max_kv_len=context,
+    )

@@ -1,0 +1,337 @@
+"""A process of its own for each kind of system, kept alive and driven in turn over a pipe.
+
+Only the one that is asked computes, so alternating costs no restart.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+from adaptvis_vllm.bench.figures import Turn
+from adaptvis_vllm.bench.systems import REFERENCE, VANILLA, System
+from adaptvis_vllm.bench.workloads import Task
+from adaptvis_vllm.params import ScalingVis, SteeringParams
+
+WAIT_SECONDS = 1800.0
+
+
+class Host:
+    """kind: one of `systems`. options: arguments of vLLM's `LLM`, with `model`.
+
+    RuntimeError, with the process's own message, where it fails.
+    """
+
+    def __init__(self, kind: str, options: dict[str, Any], profile: bool = False) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.kind = kind
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, kind, options, profile), daemon=True, name=f"bench-{kind}"
+        )
+        with _environment(kind):
+            self.process.start()
+        theirs.close()
+        self._answer()
+
+    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
+        """Answer all tasks, at most `concurrency` at once, from empty caches."""
+        self.pipe.send((work, chosen, concurrency))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            if not self.pipe.poll(WAIT_SECONDS):
+                raise RuntimeError(f"the {self.kind} engine did not answer")
+            worked, value = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"the {self.kind} engine died") from None
+        if not worked:
+            raise RuntimeError(f"the {self.kind} engine failed: {value}")
+        return value
+
+    def close(self) -> None:
+        self.pipe.close()  # the process ends at the end of its pipe
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextmanager
+def _environment(kind: str) -> Iterator[None]:
+    """What the child's imports must find."""
+    before = dict(os.environ)
+    os.environ.update(environment(kind))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def environment(kind: str) -> dict[str, str]:
+    """Variables of a process of this kind; those that are set already win, but one."""
+    values = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+    values = {k: os.environ.get(k, v) for k, v in values.items()}
+    if kind == VANILLA:
+        values["VLLM_PLUGINS"] = ""
+    return values
+
+
+def _serve(pipe: Any, kind: str, options: dict[str, Any], profile: bool) -> None:
+    from adaptvis_vllm import _torchvision
+
+    try:
+        _torchvision.ensure()
+        runner: Any = Plain(options) if kind == REFERENCE else Engine(kind, options, profile)
+        pipe.send((True, None))
+        while True:
+            try:
+                work, chosen, concurrency = pipe.recv()
+            except EOFError:
+                return
+            pipe.send((True, runner.turn(work, chosen, concurrency)))
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+class Plain:
+    """The transformers reference: one request at a time, two whole generations for AdaptVis,
+    as the paper's code does."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import torch
+
+        from adaptvis_vllm.reference import ReferenceModel
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = options.get("dtype", "float32")
+        self.model = ReferenceModel(options["model"], dtype=dtype, device=device)
+
+    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
+        del concurrency
+        memory = PeakMemory()
+        begun = time.perf_counter()
+        turn = Turn(0.0, 0, 0)
+        for task in work:
+            for number in range(len(task.questions)):
+                messages = [
+                    {**m, "content": [_for_template(part) for part in m["content"]]}
+                    for m in task.messages(number)
+                ]
+                steering = chosen.steers(turn.requests)
+
+                def ask(params: SteeringParams | None, task: Task = task, m: Any = messages) -> Any:
+                    return self.model.generate(
+                        m, task.images, params, max_tokens=task.max_tokens, ignore_eos=True
+                    )
+
+                first = ask(None)
+                alpha = None
+                if steering is not None:
+                    alpha = alpha_of(steering, math.exp(first.logprobs[0]))
+                    ask(ScalingVis(alpha))
+                turn.alphas.append(alpha)
+                turn.requests += 1
+                turn.tokens += task.max_tokens
+        turn.seconds = time.perf_counter() - begun
+        turn.peak_bytes = memory.peak()
+        return turn
+
+
+def _for_template(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "image"} if part["type"] == "image_pil" else part
+
+
+def alpha_of(steering: SteeringParams, confidence: float) -> float:
+    """What a client that steers in two requests decides."""
+    assert steering.threshold is not None
+    alpha = steering.alpha_low if confidence < steering.threshold else steering.alpha_high
+    assert alpha is not None
+    return alpha
+
+
+class Engine:
+    """A vLLM engine in this process."""
+
+    def __init__(self, kind: str, options: dict[str, Any], profile: bool) -> None:
+        from adaptvis_vllm.bench.profile import Profile
+        from adaptvis_vllm.offline import cache_bytes
+
+        self.profile = Profile() if profile else None
+        from vllm import LLM
+
+        if self.profile and kind != VANILLA:
+            self.profile.watch_recomputation()
+        size = cache_bytes(options.get("kv_cache_memory_bytes"), 0.1)
+        self.llm = LLM(**(options | {"kv_cache_memory_bytes": size}))
+        self.core: Any = self.llm.llm_engine.engine_core
+        if not hasattr(self.core, "engine_core"):
+            raise RuntimeError("needs VLLM_ENABLE_V1_MULTIPROCESSING=0 and one GPU")
+        loaded = hasattr(self.llm.llm_engine.input_processor, "adaptvis")
+        if loaded == (kind == VANILLA):
+            raise RuntimeError(f"the plugin is {'' if loaded else 'not '}loaded in {kind}")
+        if self.profile:
+            self.profile.watch(self.core.engine_core)
+        self.scheduler = self.core.engine_core.scheduler
+        self.pool = self.scheduler.kv_cache_manager.block_pool
+        self._watch()
+
+    def _watch(self) -> None:
+        """Count what is scheduled and note when tokens appear."""
+        schedule, get_output = self.scheduler.schedule, self.core.get_output
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            if output.total_num_scheduled_tokens:
+                self.passes += 1
+                self.scheduled += output.total_num_scheduled_tokens
+                used = self.pool.num_gpu_blocks - self.pool.get_num_free_blocks() - 1
+                self.blocks = max(self.blocks, used)  # one block is the null block
+            return output
+
+        def noted() -> Any:
+            outputs = get_output()
+            now = time.perf_counter()
+            for output in outputs.outputs:
+                if output.new_token_ids:
+                    self.times.setdefault(output.request_id, []).append(now)
+            return outputs
+
+        self.scheduler.schedule = counted
+        self.core.get_output = noted
+
+    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
+        self.llm.reset_prefix_cache()
+        self.llm.llm_engine.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        self.passes = self.scheduled = self.blocks = 0
+        self.times: dict[str, list[float]] = {}
+        if self.profile:
+            self.profile.reset()
+        memory = PeakMemory()
+        run = _Run(self, chosen)
+        waiting = list(reversed(work))
+        begun = time.perf_counter()
+        while waiting or run.open:
+            while waiting and len(run.open) < concurrency:
+                run.start(waiting.pop())
+            for output in self.llm.llm_engine.step():
+                if output.finished:
+                    run.finish(output)
+        seconds = time.perf_counter() - begun
+        turn = Turn(
+            seconds, len(run.alphas), run.tokens, run.ttft, run.itl, self.passes, self.scheduled
+        )
+        turn.blocks, turn.peak_bytes = self.blocks, memory.peak()
+        turn.alphas = [run.alphas[n] for n in sorted(run.alphas)]
+        turn.parts = self.profile.seconds() if self.profile else {}
+        return turn
+
+
+class _Run:
+    """The conversations of one turn. open: vLLM's request id -> where that request stands."""
+
+    def __init__(self, engine: Engine, chosen: System) -> None:
+        self.engine, self.chosen = engine, chosen
+        self.open: dict[str, tuple[Task, int, int, float, str, bool]] = {}
+        self.started = self.tokens = 0
+        self.alphas: dict[int, float | None] = {}
+        self.ttft: list[float] = []
+        self.itl: list[float] = []
+
+    def start(self, task: Task, turn: int = 0) -> None:
+        number = self.started
+        self.started += 1
+        self._send(task, turn, number, time.perf_counter(), probe=self.chosen.twice)
+
+    def _send(
+        self,
+        task: Task,
+        turn: int,
+        number: int,
+        begun: float,
+        probe: bool,
+        steering: SteeringParams | None = None,
+    ) -> None:
+        from vllm import SamplingParams
+
+        if not self.chosen.twice:
+            steering = self.chosen.steers(number)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1 if probe else task.max_tokens,
+            ignore_eos=True,
+            logprobs=1 if probe else None,
+            extra_args=steering.extra_args() if steering else None,
+        )
+        messages: Any = task.messages(turn)
+        (internal,) = self.engine.llm.enqueue_chat([messages], params, use_tqdm=False)
+        # vLLM returns "NUMBER-RANDOM" here and calls the output by NUMBER.
+        name = internal.partition("-")[0]
+        self.open[name] = (task, turn, number, begun, internal, probe)
+
+    def finish(self, output: Any) -> None:
+        task, turn, number, begun, internal, probe = self.open.pop(output.request_id)
+        times = self.engine.times.pop(internal)
+        if probe:
+            steering = self.chosen.steers(number)
+            alpha = None
+            if steering is not None:
+                (best,) = output.outputs[0].logprobs
+                top = max(entry.logprob for entry in best.values())
+                alpha = alpha_of(steering, math.exp(top))
+            self.alphas[number] = alpha
+            second = ScalingVis(alpha) if alpha is not None else None
+            self._send(task, turn, number, begun, False, second)
+            return
+        self.ttft.append(times[0] - begun)
+        self.itl += [b - a for a, b in pairwise(times)]
+        self.tokens += len(output.outputs[0].token_ids)
+        report = getattr(output, "adaptvis", None)
+        self.alphas.setdefault(number, report["alpha"] if report else None)
+        if turn + 1 < len(task.questions):
+            self.start(task, turn + 1)
+
+
+class PeakMemory:
+    """Most memory since it was made: of the GPU where there is one, else of the process."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.cuda = torch.cuda if torch.cuda.is_available() else None
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+            return
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:  # no Linux, or not allowed: the peak is of the process's whole life
+            pass
+
+    def peak(self) -> int:
+        """In bytes; 0 where the system does not say."""
+        if self.cuda:
+            return self.cuda.max_memory_allocated()
+        try:
+            with open("/proc/self/status") as lines:
+                return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
+        except (OSError, StopIteration):
+            return 0
