@@ -127,6 +127,13 @@ def batch(argv: Sequence[str]) -> int:
     return command.main(argv, batch.__doc__ or "")
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measure steering against what one would run without it, side by side."""
+    from adaptvis_vllm.bench import command
+
+    return command.main(argv, bench.__doc__ or "")
+
+
 def _file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
@@ -163,7 +170,13 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-COMMANDS = {"doctor": doctor, "generate": generate, "batch": batch, "reference": reference}
+COMMANDS = {
+    "doctor": doctor,
+    "generate": generate,
+    "batch": batch,
+    "reference": reference,
+    "bench": bench,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

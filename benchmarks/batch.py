@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -28,15 +29,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from models.images import make_image
 from models.llava import make_llava
 
-from adaptvis_vllm.batch import Settings, run
 from adaptvis_vllm.batch.actor import CALLS, EngineThread
-from adaptvis_vllm.batch.driver import POLL_SECONDS
 from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import decode, open_input
-from adaptvis_vllm.batch.job import Job
 from adaptvis_vllm.batch.parts import PartWriter
-from adaptvis_vllm.batch.progress import Progress
 from adaptvis_vllm.batch.stream import Item, Stream
+from adaptvis_vllm.bench.workers import scaling
 from adaptvis_vllm.rows import parse_row
 
 SEQS = 16
@@ -160,31 +158,6 @@ def in_process(folder: Path, engine: VllmEngine, rows: int, repeats: int) -> Non
     thread.close()
 
 
-def scaling(folder: Path, options: dict[str, Any], rows: int) -> None:
-    """Rows/s between 20% and 80% of a job on Ray, one core a worker."""
-    path = write_rows(folder, rows)
-    rates = {}
-    for workers in (1, 2):
-        samples: list[tuple[float, int]] = []
-
-        class Sampled(Progress):
-            def show(self, parts: Any, last: bool = False, samples: Any = samples) -> None:
-                samples.append((time.perf_counter(), parts.done))
-
-        def progress(job: Job) -> Progress:
-            return Sampled(job.source.total, 0)
-
-        out = folder / f"out{workers}.jsonl"
-        run(path, out, Settings(options, workers, cpus=1), overwrite=True, progress=progress)
-        middle = [(at, done) for at, done in samples if 0.2 * rows <= done <= 0.8 * rows]
-        (begun, first), (ended, last) = middle[0], middle[-1]
-        if ended - begun < 4 * POLL_SECONDS:
-            print("too few rows to tell")
-        rates[workers] = (last - first) / max(ended - begun, 1e-9)
-        print(f"{workers} workers    {rates[workers]:8.1f} rows/s")
-    print(f"2 workers / 1: {rates[2] / rates[1]:.2f}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=256)
@@ -208,7 +181,11 @@ def main() -> None:
             "disable_log_stats": True,
         }
         if args.scaling:
-            scaling(folder, options, args.rows)
+            lines = scaling(write_rows(folder, args.rows), args.rows, options)
+            for line in lines:
+                print(f"{line['workers']} workers    {line['rows_per_s'] or math.nan:8.1f} rows/s")
+            if all(line["rows_per_s"] for line in lines):
+                print(f"2 workers / 1: {lines[1]['rows_per_s'] / lines[0]['rows_per_s']:.2f}")
         else:
             engine = VllmEngine(options, folder=str(folder))
             in_process(folder, engine, args.rows, args.repeats)

@@ -62,12 +62,13 @@ def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
         if reason:
             raise ValueError(f"adaptvis: {reason}")
     for index, (_, layer) in layers.items():
-        layer.impl.forward = _steered(
+        layer.impl.forward = steered(
             layer.impl, index, steering, BACKENDS[layer.attn_backend.get_name()]
         )
 
 
-def _steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> Callable[..., Any]:
+def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> Callable[..., Any]:
+    """`impl.forward`, then the recomputation where the step's plan has rows for this layer."""
     base = getattr(impl.forward, "adaptvis_base", impl.forward)
 
     def forward(

@@ -19,7 +19,6 @@ from adaptvis_vllm.attention import cpu
 from adaptvis_vllm.plan import StepRows
 from adaptvis_vllm.span import pack_bits
 
-CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 BLOCK = 128
 IMAGE_TOKENS = 576
 # Between repetitions other layers' K and V pass through the caches; so do they here.
@@ -27,62 +26,60 @@ COLD_BYTES = 64 << 20
 
 
 def measure(
-    contexts: Sequence[int] = CONTEXTS,
+    contexts: Sequence[int],
     *,
-    heads: int = 12,
-    kv_heads: int = 12,
-    dim: int = 64,
-    dtype: torch.dtype = torch.float32,
-    repeats: int = 15,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    repeats: int,
 ) -> list[dict[str, Any]]:
-    """One row of figures per context: bytes, microseconds of steering and of reading.
+    """One line of figures per context: bytes, microseconds of steering and of reading.
 
-    A row of K and V is spread over the cache in blocks of 128 in random order. `steer_us`
-    holds what a layer costs; `plan_us` what a step costs once, however many layers.
+    The row's K and V lie in blocks of 128 in random order. steer_us: what one layer costs.
+    plan_us: what a step costs once, however many layers it has.
     """
-    out = []
-    for context in contexts:
-        layers = _layers(context, kv_heads, dim, dtype)
-        impl: Any = SimpleNamespace(
-            num_heads=heads,
-            head_size=dim,
-            scale=dim**-0.5,
-            sliding_window=-1,
-            logits_soft_cap=0.0,
-            sinks=None,
-        )
-        layer = SimpleNamespace(isa="vec")
-        query = torch.randn(1, heads, dim).to(dtype)
-        output = torch.empty_like(query)
-        blocks = layers[0].shape[0] - 1
-        metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
-        plan: list[float] = []
-        steer: list[float] = []
-        read: list[float] = []
-        with torch.inference_mode():
-            for _ in range(repeats + 1):
-                rows = _rows(context)
-                began = time.perf_counter()
-                cpu._for_step(rows, metadata, layers[0], heads, dim, -1)
-                plan.append(time.perf_counter() - began)
+    return [_measured(c, heads, kv_heads, dim, dtype, repeats) for c in contexts]
 
-                def recompute(cache: torch.Tensor, rows: StepRows = rows) -> None:
-                    cpu.recompute(impl, layer, query, cache, metadata, output, rows)
 
-                steer.append(_seconds(layers, recompute))
-                read.append(_seconds(layers, lambda cache: cache[1:].sum()))
-        used = 2 * context * kv_heads * dim * layers[0].element_size()
-        out.append(
-            {
-                "context": context,
-                "dtype": str(dtype).removeprefix("torch."),
-                "bytes": used,
-                "steer_us": median(steer[1:]) * 1e6,
-                "read_us": median(read[1:]) * 1e6,
-                "plan_us": median(plan[1:]) * 1e6,
-            }
-        )
-    return out
+def _measured(
+    context: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, repeats: int
+) -> dict[str, Any]:
+    layers = _layers(context, kv_heads, dim, dtype)
+    impl = SimpleNamespace(
+        num_heads=heads,
+        head_size=dim,
+        scale=dim**-0.5,
+        sliding_window=-1,
+        logits_soft_cap=0.0,
+        sinks=None,
+    )
+    layer = SimpleNamespace(isa="vec")
+    query = torch.randn(1, heads, dim).to(dtype)
+    output = torch.empty_like(query)
+    blocks = layers[0].shape[0] - 1
+    metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
+    times: dict[str, list[float]] = {"steer_us": [], "read_us": [], "plan_us": []}
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            rows = _rows(context)
+
+            def recompute(cache: torch.Tensor, rows: StepRows = rows) -> None:
+                cpu.recompute(impl, layer, query, cache, metadata, output, rows)
+
+            began = time.perf_counter()
+            recompute(layers[0])
+            first = time.perf_counter() - began
+            times["steer_us"].append(_seconds(layers, recompute))
+            times["plan_us"].append(max(0.0, first - times["steer_us"][-1]))
+            times["read_us"].append(_seconds(layers, lambda cache: cache[1:].sum()))
+    used = 2 * context * kv_heads * dim * layers[0].element_size()
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "context": context,
+        "bytes": used,
+        **{name: median(values[1:]) * 1e6 for name, values in times.items()},
+    }
 
 
 def _seconds(layers: list[torch.Tensor], work: Callable[[torch.Tensor], object]) -> float:

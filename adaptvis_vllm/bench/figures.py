@@ -89,7 +89,3 @@ def ratio(turns: dict[str, list[Turn]], over: str, under: str) -> float:
 
 def as_json(turns: dict[str, list[Turn]]) -> dict[str, list[dict[str, Any]]]:
     return {name: [asdict(t) for t in mine] for name, mine in turns.items()}
-
-
-def from_json(values: dict[str, list[dict[str, Any]]]) -> dict[str, list[Turn]]:
-    return {name: [Turn(**t) for t in mine] for name, mine in values.items()}

@@ -29,21 +29,23 @@ class Host:
     RuntimeError, with the process's own message, where it fails.
     """
 
-    def __init__(self, kind: str, options: dict[str, Any], profile: bool = False) -> None:
+    def __init__(self, kind: str, options: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.kind = kind
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(theirs, kind, options, profile), daemon=True, name=f"bench-{kind}"
+            target=_serve, args=(theirs, kind, options), daemon=True, name=f"bench-{kind}"
         )
         with _environment(kind):
             self.process.start()
         theirs.close()
         self._answer()
 
-    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
+    def turn(
+        self, work: list[Task], chosen: System, concurrency: int, profile: bool = False
+    ) -> Turn:
         """Answer all tasks, at most `concurrency` at once, from empty caches."""
-        self.pipe.send((work, chosen, concurrency))
+        self.pipe.send((work, chosen, concurrency, profile))
         return self._answer()
 
     def _answer(self) -> Any:
@@ -93,19 +95,19 @@ def environment(kind: str) -> dict[str, str]:
     return values
 
 
-def _serve(pipe: Any, kind: str, options: dict[str, Any], profile: bool) -> None:
+def _serve(pipe: Any, kind: str, options: dict[str, Any]) -> None:
     from adaptvis_vllm import _torchvision
 
     try:
         _torchvision.ensure()
-        runner: Any = Plain(options) if kind == REFERENCE else Engine(kind, options, profile)
+        runner: Any = Plain(options) if kind == REFERENCE else Engine(kind, options)
         pipe.send((True, None))
         while True:
             try:
-                work, chosen, concurrency = pipe.recv()
+                asked = pipe.recv()
             except EOFError:
                 return
-            pipe.send((True, runner.turn(work, chosen, concurrency)))
+            pipe.send((True, runner.turn(*asked)))
     except Exception as error:
         traceback.print_exc()
         pipe.send((False, f"{type(error).__name__}: {error}"))
@@ -124,8 +126,8 @@ class Plain:
         dtype = options.get("dtype", "float32")
         self.model = ReferenceModel(options["model"], dtype=dtype, device=device)
 
-    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
-        del concurrency
+    def turn(self, work: list[Task], chosen: System, concurrency: int, profile: bool) -> Turn:
+        del concurrency, profile  # one at a time, and not vLLM's steps
         memory = PeakMemory()
         begun = time.perf_counter()
         turn = Turn(0.0, 0, 0)
@@ -170,15 +172,11 @@ def alpha_of(steering: SteeringParams, confidence: float) -> float:
 class Engine:
     """A vLLM engine in this process."""
 
-    def __init__(self, kind: str, options: dict[str, Any], profile: bool) -> None:
-        from adaptvis_vllm.bench.profile import Profile
-        from adaptvis_vllm.offline import cache_bytes
-
-        self.profile = Profile() if profile else None
+    def __init__(self, kind: str, options: dict[str, Any]) -> None:
         from vllm import LLM
 
-        if self.profile and kind != VANILLA:
-            self.profile.watch_recomputation()
+        from adaptvis_vllm.offline import cache_bytes
+
         size = cache_bytes(options.get("kv_cache_memory_bytes"), 0.1)
         self.llm = LLM(**(options | {"kv_cache_memory_bytes": size}))
         self.core: Any = self.llm.llm_engine.engine_core
@@ -187,8 +185,6 @@ class Engine:
         loaded = hasattr(self.llm.llm_engine.input_processor, "adaptvis")
         if loaded == (kind == VANILLA):
             raise RuntimeError(f"the plugin is {'' if loaded else 'not '}loaded in {kind}")
-        if self.profile:
-            self.profile.watch(self.core.engine_core)
         self.scheduler = self.core.engine_core.scheduler
         self.pool = self.scheduler.kv_cache_manager.block_pool
         self._watch()
@@ -217,14 +213,20 @@ class Engine:
         self.scheduler.schedule = counted
         self.core.get_output = noted
 
-    def turn(self, work: list[Task], chosen: System, concurrency: int) -> Turn:
+    def turn(self, work: list[Task], chosen: System, concurrency: int, profile: bool) -> Turn:
+        from adaptvis_vllm.bench.profile import Profile
+
+        if profile:
+            parts = Profile()
+            with parts.watching(self.core.engine_core):
+                turn = self.turn(work, chosen, concurrency, False)
+            turn.parts = parts.seconds
+            return turn
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.passes = self.scheduled = self.blocks = 0
         self.times: dict[str, list[float]] = {}
-        if self.profile:
-            self.profile.reset()
         memory = PeakMemory()
         run = _Run(self, chosen)
         waiting = list(reversed(work))
@@ -241,7 +243,6 @@ class Engine:
         )
         turn.blocks, turn.peak_bytes = self.blocks, memory.peak()
         turn.alphas = [run.alphas[n] for n in sorted(run.alphas)]
-        turn.parts = self.profile.seconds() if self.profile else {}
         return turn
 
 

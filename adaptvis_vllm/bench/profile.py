@@ -8,7 +8,9 @@ which makes steps slower than they are unprofiled.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 # Part -> attributes of the object that does it; what this vLLM's runner lacks is left out.
@@ -26,17 +28,11 @@ PARTS = ("scheduler", *RUNNER, "attention", "steering rows", "steering plan")
 
 
 class Profile:
-    """Seconds by part, since the last reset."""
+    """seconds: by part of `PARTS`."""
 
     def __init__(self) -> None:
-        self._spent: dict[str, float] = {}
+        self.seconds = dict.fromkeys(PARTS, 0.0)
         self._children: list[float] = []
-
-    def reset(self) -> None:
-        self._spent = dict.fromkeys(PARTS, 0.0)
-
-    def seconds(self) -> dict[str, float]:
-        return dict(self._spent)
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """function, its own time added to the part's."""
@@ -54,36 +50,58 @@ class Profile:
                 wait()
                 whole = time.perf_counter() - begun
                 own = whole - self._children.pop()
-                self._spent[part] = self._spent.get(part, 0.0) + own
+                self.seconds[part] += own
                 if self._children:
                     self._children[-1] += whole
 
         return call
 
-    def watch_recomputation(self) -> None:
-        """Before the engine is built, which keeps the functions."""
-        from adaptvis_vllm.attention import wrap
+    @contextmanager
+    def watching(self, core: Any) -> Iterator[None]:
+        """Times the steps of one engine inside. core: vLLM's `EngineCore`, in this process."""
+        from vllm.model_executor.models.utils import extract_layer_index
 
-        for name, function in wrap.BACKENDS.items():
-            wrap.BACKENDS[name] = self.timed("steering rows", function)
+        from adaptvis_vllm.attention.wrap import BACKENDS, steered
 
-    def watch(self, core: Any) -> None:
-        """core: vLLM's `EngineCore`, in this process."""
-        scheduler = core.scheduler
-        runner = core.model_executor.driver_worker.worker.model_runner
-        for name in ("schedule", "update_from_output"):
-            self._wrap("scheduler", scheduler, name)
-        for part, names in RUNNER.items():
+        undo: list[Callable[[], None]] = []
+
+        def put(owner: Any, name: str, function: Callable[..., Any]) -> None:
+            own = name in vars(owner)
+            undo.append(
+                partial(setattr, owner, name, vars(owner)[name])
+                if own
+                else partial(delattr, owner, name)
+            )
+            setattr(owner, name, function)
+
+        def watch(part: str, owner: Any, *names: str) -> None:
             for name in names:
-                if hasattr(runner, name):
-                    self._wrap(part, runner, name)
-        steering = getattr(runner, "adaptvis", None)
-        for name in STEERING if steering is not None else ():
-            self._wrap("steering plan", steering, name)
-        layers = runner.vllm_config.compilation_config.static_forward_context.values()
-        for layer in layers:
-            if hasattr(getattr(layer, "impl", None), "forward"):
-                self._wrap("attention", layer.impl, "forward")
+                if hasattr(owner, name):
+                    put(owner, name, self.timed(part, getattr(owner, name)))
 
-    def _wrap(self, part: str, owner: Any, name: str) -> None:
-        setattr(owner, name, self.timed(part, getattr(owner, name)))
+        runner = core.model_executor.driver_worker.worker.model_runner
+        steering = getattr(runner, "adaptvis", None)
+        watch("scheduler", core.scheduler, "schedule", "update_from_output")
+        for part, names in RUNNER.items():
+            watch(part, runner, *names)
+        if steering is not None:
+            watch("steering plan", steering, *STEERING)
+        layers = runner.vllm_config.compilation_config.static_forward_context
+        for name, layer in layers.items():
+            impl = getattr(layer, "impl", None)
+            if hasattr(getattr(impl, "forward", None), "adaptvis_base"):
+                recompute = BACKENDS[layer.attn_backend.get_name()]
+                again = steered(
+                    impl,
+                    extract_layer_index(name),
+                    steering,
+                    self.timed("steering rows", recompute),
+                )
+                put(impl, "forward", self.timed("attention", again))
+            else:
+                watch("attention", impl, "forward")
+        try:
+            yield
+        finally:
+            for step in reversed(undo):
+                step()

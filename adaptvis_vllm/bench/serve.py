@@ -7,6 +7,7 @@ fixed concurrency allows, or sent at the times of a Poisson process.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -41,7 +42,7 @@ class Server:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
         command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL]
         for name, value in options.items():
@@ -49,7 +50,7 @@ class Server:
             if isinstance(value, bool):
                 command.append(flag if value else flag.replace("--", "--no-", 1))
             else:
-                command += [flag, str(value)]
+                command += [flag, value if isinstance(value, str) else json.dumps(value)]
         self.process = subprocess.Popen(
             command,
             env=os.environ | environment(kind) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
@@ -81,8 +82,26 @@ class Server:
         self.log.close()
 
 
+class Servers:
+    """The servers that the systems need, started when first asked for."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self._servers: dict[str, Server] = {}
+
+    def of(self, chosen: System) -> Server:
+        if chosen.host not in self._servers:
+            self._servers[chosen.host] = Server(chosen.host, self.options)
+            self._servers[chosen.host].wait()
+        return self._servers[chosen.host]
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+
 def run(
-    options: dict[str, Any],
+    servers: Servers,
     systems: Sequence[System],
     chosen: Workload,
     *,
@@ -100,25 +119,18 @@ def run(
         raise ValueError("the system reference is no server; leave it out")
     if (concurrency is None) == (rate is None):
         raise ValueError("exactly one of concurrency and rate is needed")
-    servers: dict[str, Server] = {}
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    try:
-        for system in systems:
-            if system.host not in servers:
-                servers[system.host] = Server(system.host, options)
-                servers[system.host].wait()
-        for number in range(-1, rounds):  # round -1 warms up
-            work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
-            for system in systems[:: -1 if number % 2 else 1]:
-                client = Client(servers[system.host].url, system)
-                delays = arrivals(len(work), rate, number) if rate else None
-                turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
-                if number >= 0:
-                    turns[system.name].append(turn)
-                    say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:.3f} requests/s")
-    finally:
-        for server in servers.values():
-            server.close()
+    for system in systems:
+        servers.of(system)
+    for number in range(-1, rounds):  # round -1 warms up
+        work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
+        for system in systems[:: -1 if number % 2 else 1]:
+            client = Client(servers.of(system).url, system)
+            delays = arrivals(len(work), rate, number) if rate else None
+            turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
+            if number >= 0:
+                turns[system.name].append(turn)
+                say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:8.3f} requests/s")
     return turns
 
 

@@ -17,20 +17,17 @@ WARM_UP = 2
 class Hosts:
     """The processes that the systems need, started when first asked for."""
 
-    def __init__(self, options: dict[str, Any], profile: bool = False) -> None:
-        self.options, self.profile = options, profile
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
         self._hosts: dict[str, Host] = {}
 
-    def __enter__(self) -> Hosts:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for host in self._hosts.values():
             host.close()
 
     def of(self, chosen: System) -> Host:
         if chosen.host not in self._hosts:
-            self._hosts[chosen.host] = Host(chosen.host, self.options, self.profile)
+            self._hosts[chosen.host] = Host(chosen.host, self.options)
         return self._hosts[chosen.host]
 
 
@@ -44,6 +41,7 @@ def run(
     rounds: int,
     seed: int = 0,
     reference_requests: int = 2,
+    profile: bool = False,
 ) -> dict[str, list[Turn]]:
     """Turns by system, one per round.
 
@@ -58,7 +56,7 @@ def run(
         for system in systems[:: -1 if number % 2 else 1]:
             mine = work if system.host != REFERENCE else work[:reference_requests]
             mine = mine if number >= 0 else mine[: max(WARM_UP, min(concurrency, len(mine)))]
-            turn = hosts.of(system).turn(mine, system, concurrency)
+            turn = hosts.of(system).turn(mine, system, concurrency, profile)
             if number >= 0:
                 turns[system.name].append(turn)
                 say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:8.3f} requests/s")
