@@ -19,6 +19,7 @@ import pytest
 from adaptvis_vllm.bench import command
 from adaptvis_vllm.bench.figures import Turn, percentile, summary
 from adaptvis_vllm.bench.model import Shape, make_model
+from adaptvis_vllm.bench.report import GPU_RECIPE
 from adaptvis_vllm.bench.runs import Pool, Settings
 from adaptvis_vllm.bench.serve import arrivals
 from adaptvis_vllm.bench.systems import system
@@ -136,6 +137,17 @@ def test_each_run_of_all_says_the_command_that_repeats_it(tmp_path: Path) -> Non
             assert getattr(again, name) == getattr(one, name)
         assert list(again.systems) == list(one.systems)
         assert (again.shape, again.engine) == (one.shape, one.engine)
+
+
+def test_the_gpu_recipe_is_a_command() -> None:
+    words = shlex.split(GPU_RECIPE)
+    args = command._parser("").parse_args(words[2:])
+    recipe = command._settings(args, words[2:])
+    recipe.check()
+    plan = command.plan(recipe, args.dtypes, gpus=1)
+    assert {what for what, _ in plan} == set(command.RUNS) - {"context"}
+    assert {one.dtype for _, one in plan} == {"bfloat16"}
+    assert [one.workers for what, one in plan if what == "workers"] == [(1,)]
 
 
 # -- with engines ---------------------------------------------------------------------

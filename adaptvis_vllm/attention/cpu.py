@@ -6,13 +6,14 @@ A block of one kv head holds, by the layer's `isa`:
 
 Both products of attention are weighted sums of lines of the cache: logits of a block are the
 lines of K weighted by q, and the answer is the lines of V weighted by the softmax. torch's
-`embedding_bag` is that sum and reads the cache in place, at about the speed of memory. Only
-K in 16 bits is copied first, a few blocks at a time, because `embedding_bag` would round the
-logits to 16 bits; so are both K and V in the amx layout, whose lines hold pairs.
+`embedding_bag` is that sum and reads the cache in place, at about the speed of memory. It
+rounds sums to the cache's type, so of 16 bits the logits are summed once more for what the
+rounding lost. The amx layout, whose lines hold pairs, is copied to float32 first.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.nn.functional import embedding_bag
 from adaptvis_vllm.plan import StepRows
 
 CACHE_DTYPES = ("auto", "float16", "bfloat16")
-COPY_BYTES = 1 << 20  # of float32 copies at once: they stay in a core's cache
+COPY_BYTES = 4 << 20  # at once, so that copies stay in the processor's caches
 
 
 def recompute(
@@ -43,13 +44,15 @@ def recompute(
     block = kv_cache.shape[2]
     step = _for_step(rows, metadata, kv_cache, heads, dim, impl.sliding_window)
     amx = layer.isa == "amx"
-    q = query.view(-1, heads, dim).index_select(0, rows.rows).float() * impl.scale
-    q = q.index_select(0, step.row)  # [T, H, dim]
-    if amx or kv_cache.dtype != torch.float32:
-        logits = _copied_sums(q, kv_cache, step, 0, amx)
+    q = query.view(-1, heads, dim).index_select(0, rows.rows[step.row])  # [T, H, dim]
+    power = 2.0 ** round(math.log2(impl.scale))  # keeps float16 from overflow and is exact
+    if amx:
+        logits = _unpacked_sums(q.float() * power, kv_cache, step, 0)
+    elif kv_cache.dtype == torch.float32:
+        logits = _sums(q * power, kv_cache.view(-1, block), step.k_lines)
     else:
-        logits = _sums(q, kv_cache.view(-1, block), step.k_lines)
-    logits = logits.view(-1, heads, block) * step.factor
+        logits = _exact_sums(q.to(kv_cache.dtype) * power, kv_cache, step)
+    logits = logits.view(-1, heads, block) * (step.factor * (impl.scale / power))
     if impl.logits_soft_cap:
         logits = impl.logits_soft_cap * torch.tanh(logits / impl.logits_soft_cap)
     logits = logits.masked_fill_(step.hidden, float("-inf"))
@@ -64,7 +67,7 @@ def recompute(
         weights = padded.softmax(-1)
     weights = weights.unflatten(-1, (step.most, block))[step.row, :, step.place]  # [T, H, block]
     if amx:
-        sums = _copied_sums(weights, kv_cache, step, 1, amx)
+        sums = _unpacked_sums(weights, kv_cache, step, 1)
     else:
         sums = _sums(weights.to(kv_cache.dtype), kv_cache.view(-1, dim), step.v_lines).float()
     result = sums.new_zeros(step.num_rows, heads * dim)
@@ -81,29 +84,64 @@ def _sums(weights: torch.Tensor, table: torch.Tensor, lines: torch.Tensor) -> to
     )
 
 
-def _copied_sums(
-    weights: torch.Tensor, kv_cache: torch.Tensor, step: _Step, part: int, amx: bool
+def _exact_sums(q: torch.Tensor, kv_cache: torch.Tensor, step: _Step) -> torch.Tensor:
+    """Logits [T * H, block] in float32 of K in 16 bits, before the scale.
+
+    The rounded sums r are lines of the table too; the sums less r round to what r lacks.
+    q: [T, H, dim], of the cache's type.
+    """
+    _, groups, block, _ = kv_cache.shape
+    heads, dim = q.shape[1:]
+    pages = kv_cache.view(-1, block * dim)  # K of a kv head, its V, K of the next one, ..
+    chunk = max(1, COPY_BYTES // (groups * block * dim * 2))
+    if step.table is None:
+        most = min(chunk, len(step.blocks))
+        end = most * groups * dim
+        step.table = pages.new_empty(end + most * heads, block)
+        lines = _page_lines(most, groups, heads // groups, dim)
+        own = torch.arange(end, len(step.table)).view(most, heads, 1)
+        step.lines = torch.cat([lines, own], -1).int()
+    table, lines, end = step.table, step.lines, len(step.table) - step.lines.shape[0] * heads
+    q = torch.cat([q, q.new_full((*q.shape[:2], 1), -1.0)], -1)
+    sums = []
+    for first in range(0, len(step.blocks), chunk):
+        ids = step.k_pages[first : first + chunk].flatten()
+        count = len(ids) // groups
+        copies = table[: len(ids) * dim].view(len(ids), -1)
+        torch.index_select(pages, 0, ids, out=copies)
+        some, here = q[first : first + chunk], lines[:count]
+        rounded = _sums(some[..., :dim], table, here[..., :dim])
+        table[end : end + len(rounded)] = rounded
+        sums.append(rounded.float() + _sums(some, table, here))
+    return torch.cat(sums)
+
+
+def _page_lines(count: int, groups: int, members: int, high: int) -> torch.Tensor:
+    """[count, heads, high]: the lines of a table of pages, for each query head."""
+    first = torch.arange(count * groups).view(count, groups, 1) * high
+    return (first + torch.arange(high)).repeat_interleave(members, 1)
+
+
+def _unpacked_sums(
+    weights: torch.Tensor, kv_cache: torch.Tensor, step: _Step, part: int
 ) -> torch.Tensor:
-    """`_sums` over float32 copies. part: 0 for K, 1 for V."""
+    """`_sums` over float32 copies of the amx layout. part: 0 for K, 1 for V."""
     _, groups, block, twice = kv_cache.shape
     dim = twice // 2
     high, wide = (dim, block) if part == 0 else (block, dim)
-    pages = kv_cache.view(-1, block * dim)  # K of a kv head, its V, K of the next one, ..
+    pages = kv_cache.view(-1, block * dim)
     chunk = max(1, COPY_BYTES // (groups * block * dim * 4))
-    members = weights.shape[1] // groups
-    local = torch.arange(min(chunk, len(step.blocks)) * groups).view(-1, groups, 1, 1) * high
-    lines = (local + torch.arange(high)).expand(-1, -1, members, -1).flatten(1, 2).int()
+    most = min(chunk, len(step.blocks))
+    lines = _page_lines(most, groups, weights.shape[1] // groups, high).int()
     sums = []
     for first in range(0, len(step.blocks), chunk):
-        ids = step.blocks[first : first + chunk, None] * groups + torch.arange(groups)
-        copy = pages.index_select(0, ids.flatten() * 2 + part).float()
-        if amx:
-            copy = _unpack(copy, high, wide)
-        some = weights[first : first + chunk]
+        ids = step.k_pages[first : first + chunk].flatten() + part
+        copy = _unpack(pages.index_select(0, ids).float(), high, wide)
         if part == 1:  # what lies behind a row's end is no part of the answer: 0 * NaN
-            copy = copy.view(len(ids), groups, block, dim)
+            copy = copy.view(-1, groups, block, dim)
             copy = copy.masked_fill_(step.stale[first : first + chunk], 0.0)
-        sums.append(_sums(some, copy.view(-1, wide), lines[: len(ids)]))
+        some = weights[first : first + chunk]
+        sums.append(_sums(some, copy.view(-1, wide), lines[: len(some)]))
     return torch.cat(sums)
 
 
@@ -124,7 +162,8 @@ class _Step:
     of each block and which of its blocks it is. most: of one row. blocks: [T] int64. k_lines:
     [T, H, dim] int, lines of K for each query head. v_lines: [T, H, block] int, of V. factor:
     [T, 1, block] float32. hidden: [T, 1, block] bool. stale: [T, 1, block, 1] bool, behind a
-    row's end.
+    row's end. k_pages: [T, G] int64, pages of K; that of V is the next. table, lines: scratch
+    of `_exact_sums`.
     """
 
     num_rows: int
@@ -137,6 +176,9 @@ class _Step:
     factor: torch.Tensor
     hidden: torch.Tensor
     stale: torch.Tensor
+    k_pages: torch.Tensor
+    table: torch.Tensor | None = None
+    lines: torch.Tensor | None = None
 
 
 def _for_step(
@@ -166,7 +208,7 @@ def _for_step(
     factor = torch.where((bits == 1) & inside, alpha[row, None], 1.0)
 
     # Lines of the cache: those of K are `block` wide and `dim` a page, those of V the reverse.
-    pages = (blocks[:, None] * groups + torch.arange(groups)) * 2  # [T, G], of K; V is the next
+    pages = (blocks[:, None] * groups + torch.arange(groups)) * 2  # [T, G]
     k_lines = pages[..., None] * dim + torch.arange(dim)
     # Weights of stale positions are 0; a line that is surely a number stands in for theirs.
     lines = torch.where(stale, 0, torch.arange(block))
@@ -185,6 +227,7 @@ def _for_step(
         factor=factor[:, None],
         hidden=hidden[:, None],
         stale=stale[:, None, :, None],
+        k_pages=pages,
     )
     rows.derived[key] = step
     return step

@@ -43,7 +43,11 @@ def main(argv: Sequence[str], doc: str) -> int:
     settings.check()
     os.environ.setdefault("HF_HUB_OFFLINE", "1" if settings.model == "random" else "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    todo = plan(settings, args.dtypes) if args.what == "all" else [(args.what, settings)]
+    todo = [(args.what, settings)]
+    if args.what == "all":
+        import torch
+
+        todo = plan(settings, args.dtypes, gpus=torch.cuda.device_count())
     pool = Pool()
     try:
         for what, one in todo:
@@ -56,8 +60,12 @@ def main(argv: Sequence[str], doc: str) -> int:
     return 0
 
 
-def plan(s: Settings, dtypes: Sequence[str]) -> list[tuple[str, Settings]]:
-    """What `adaptvis bench all` runs: (benchmark, its settings)."""
+def plan(s: Settings, dtypes: Sequence[str], gpus: int = 0) -> list[tuple[str, Settings]]:
+    """What `adaptvis bench all` runs: (benchmark, its settings).
+
+    gpus: of this machine. `context` measures the CPU's way of steering; on a GPU
+    `benchmarks/kernel.py` does it, and a worker has a GPU of its own.
+    """
     out: list[tuple[str, Settings]] = []
 
     def add(what: str, name: str, **values: Any) -> None:
@@ -81,8 +89,10 @@ def plan(s: Settings, dtypes: Sequence[str]) -> list[tuple[str, Settings]]:
     add("serve", "serve", dtype=dtypes[0], systems=online, rate=None)
     if s.rate is not None:
         add("serve", "serve-poisson", dtype=dtypes[0], systems=online)
-    add("context", "context")
-    add("workers", "workers", dtype=dtypes[0], requests=4 * s.requests)
+    if not gpus:
+        add("context", "context")
+    workers = (1,) if gpus == 1 else s.workers
+    add("workers", "workers", dtype=dtypes[0], requests=4 * s.requests, workers=workers)
     return out
 
 

@@ -81,14 +81,17 @@ def _environment(kind: str) -> Iterator[None]:
 
 def environment(kind: str) -> dict[str, str]:
     """Variables of a process of this kind; those that are set already win, but one."""
+    import torch
+
     values = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TOKENIZERS_PARALLELISM": "false",
-        "TORCHDYNAMO_DISABLE": "1",
     }
+    if not torch.cuda.is_available():  # there eager mode still compiles, in the first requests
+        values["TORCHDYNAMO_DISABLE"] = "1"
     values = {k: os.environ.get(k, v) for k, v in values.items()}
     if kind == VANILLA:
         values["VLLM_PLUGINS"] = ""

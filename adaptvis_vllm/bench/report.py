@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ COLUMNS = {
     "rows_per_s": ("rows/s, 20% to 80% of the job", "{:.2f}"),
     "whole_rows_per_s": ("rows/s, starts included", "{:.2f}"),
 }
+# One command for an A100 or H100 with 80 GB.
+GPU_RECIPE = (
+    "adaptvis bench all --model llava-hf/llava-1.5-7b-hf --dtypes bfloat16 --requests 64 "
+    "--concurrency 64 --rate 8 --out out/bench-gpu"
+)
 WITHOUT_COUNTS = ("passes", "scheduled", "blocks", "peak_mib")  # servers keep them to themselves
 
 
@@ -120,6 +126,8 @@ def page(folder: Path, target: Path) -> None:
         if file.with_suffix(".png").exists():
             picture = Path(_relative(file.with_suffix(".png"), target.parent))
             parts += ["", f"![{result['title']}]({picture.as_posix()})"]
+    if not any(r["machine"].get("gpu") for _, r in found):
+        parts += ["", "## On a GPU: not yet run", "", f"`{GPU_RECIPE}`"]
     target.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -140,6 +148,4 @@ def _unique(values: Sequence[Any]) -> list[Any]:
 
 
 def _relative(path: Path, start: Path) -> str:
-    import os
-
     return os.path.relpath(path.resolve(), start.resolve())

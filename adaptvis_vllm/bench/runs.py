@@ -21,7 +21,7 @@ SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)
 CPU_CACHE_BYTES = 2 << 30
 MIN_SEQS = 16
-ENGINES = 3  # without the plugin, with it, and transformers
+ENGINES = 3  # on one machine: vLLM without the plugin, vLLM with it, transformers
 
 
 class Pool:
@@ -104,11 +104,17 @@ class Settings:
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
         return options | self.engine
 
+    def model_name(self) -> str:
+        """For people; of a folder its name alone."""
+        if self.model == "random":
+            return str(self.shape)
+        return Path(self.model).name if Path(self.model).is_dir() else self.model
+
     def facts(self, **more: Any) -> dict[str, Any]:
         """For the result."""
         chosen = self.work()
         return {
-            "model": str(self.shape) if self.model == "random" else Path(self.model).name,
+            "model": self.model_name(),
             "dtype": self.dtype,
             "workload": self.workload,
             "images a request": chosen.images,
@@ -278,7 +284,7 @@ def run_workers(s: Settings, pool: Pool) -> None:
     from adaptvis_vllm.bench.workers import scaling, write_rows
 
     chosen = s.work()
-    options = s.options(max(s.workers))
+    options = s.options(1)
     if s.model == "random":
         options["model"] = str(Path(options["model"]).resolve())
     pool.close()
