@@ -219,6 +219,46 @@ def test_alpha_one_is_vllms_own_kernel(
     assert relative(output[step.rows], theirs) < tolerance(dtype)
 
 
+@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS[1:4])
+def test_copies_of_16_bits_are_made_in_chunks(
+    dtype: torch.dtype, dim: int, amx: bool, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block at a time gives what all at once gives."""
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    step = Step(dtype, dim, isa)
+    outputs = []
+    for size in (cpu.COPY_BYTES, 1):
+        monkeypatch.setattr(cpu, "COPY_BYTES", size)
+        outputs.append(torch.zeros_like(step.query))
+        rows = step.step_rows([2.0, 0.3, 3.0, 0.5, 1.7], [[0]] * 5)
+        cpu.recompute(
+            step.impl, step.layer, step.query, step.kv_cache, step.metadata, outputs[-1], rows
+        )
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_16_bits_are_not_rounded(dtype: torch.dtype) -> None:
+    """Large logits that differ by less than 16 bits tell apart choose the right value."""
+    step = Step(dtype, 64, "vec", heads=2, kv_heads=2)
+    line = step.rows[3]  # 64 positions
+    step.query[line] = 16.0
+    # [blocks, heads, dim, block]: logits of 16 * 64 * k / 8, all 128 but one of 128.5.
+    k = torch.full((2, 2, 64, 32), 1.0, dtype=dtype)
+    k[0, :, 0, 5] = 1.25
+    v = torch.zeros(2, 2, 32, 64, dtype=dtype)
+    v[0, :, 5] = 1.0
+    step.pages[0][step.table[3, :2].long()] = k.view(2, 2, 32, 64)
+    step.pages[1][step.table[3, :2].long()] = v
+    output = torch.zeros_like(step.query)
+    rows = step.step_rows([1.0] * 5, [[0]] * 5)
+    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    weight = np.exp(0.5) / (np.exp(0.5) + 63)
+    assert output[line].float().numpy() == pytest.approx(weight, rel=tolerance(dtype))
+
+
 def test_values_behind_a_row_do_not_leak() -> None:
     """NaN in the free part of the last block, left by a neighbour, changes nothing."""
     step = Step(torch.float32, 64, "vec")
