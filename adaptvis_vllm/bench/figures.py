@@ -52,7 +52,7 @@ def summary(turns: dict[str, list[Turn]], base: str = "vanilla") -> list[dict[st
 
     Rates are medians over the rounds with their smallest and largest. The ratio to `base` is
     taken within each round, whose turns lie next to each other, and its median is given.
-    Latencies in milliseconds, over all rounds.
+    Latencies in milliseconds, over all rounds. None: not known.
     """
     rows = []
     for name, mine in turns.items():
@@ -72,10 +72,10 @@ def summary(turns: dict[str, list[Turn]], base: str = "vanilla") -> list[dict[st
             values = [v * 1e3 for t in mine for v in getattr(t, kind)]
             row |= {f"{kind}_p{p}_ms": percentile(values, p) for p in (50, 99)}
         row |= {
-            "passes": median(t.passes for t in mine) / first.requests,
-            "scheduled": median(t.scheduled for t in mine) / first.requests,
-            "blocks": max(t.blocks for t in mine),
-            "peak_mib": max(t.peak_bytes for t in mine) / 2**20,
+            "passes": median(t.passes for t in mine) / first.requests or None,
+            "scheduled": median(t.scheduled for t in mine) / first.requests or None,
+            "blocks": max(t.blocks for t in mine) or None,
+            "peak_mib": max(t.peak_bytes for t in mine) / 2**20 or None,
         }
         rows.append(row)
     return rows

@@ -45,7 +45,6 @@ GPU_RECIPE = (
     "adaptvis bench all --model llava-hf/llava-1.5-7b-hf --dtypes bfloat16 --requests 64 "
     "--concurrency 64 --rate 8 --out out/bench-gpu"
 )
-WITHOUT_COUNTS = ("passes", "scheduled", "blocks", "peak_mib")  # servers keep them to themselves
 
 
 def save(folder: Path, name: str, result: dict[str, Any]) -> None:
@@ -74,8 +73,6 @@ def table(result: dict[str, Any]) -> str:
     else:
         columns = COLUMNS | {"x": (result.get("x", ""), "{}")}
     used = [k for k in columns if any(row.get(k) is not None for row in rows)]
-    if result["kind"] == "serve" or all(not row.get("passes") for row in rows):
-        used = [k for k in used if k not in WITHOUT_COUNTS]
     lines = [[columns[k][0] for k in used]]
     for row in rows:
         lines.append(

@@ -11,7 +11,7 @@ from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import REFERENCE, System
 from adaptvis_vllm.bench.workloads import Workload, tasks
 
-WARM_UP = 2
+WARM_UP = 4
 
 
 class Hosts:
@@ -55,7 +55,7 @@ def run(
         work = tasks(chosen, requests, 1000 * seed + number + 1)
         for system in systems[:: -1 if number % 2 else 1]:
             mine = work if system.host != REFERENCE else work[:reference_requests]
-            mine = mine if number >= 0 else mine[: max(WARM_UP, min(concurrency, len(mine)))]
+            mine = mine if number >= 0 else mine[:WARM_UP]
             turn = hosts.of(system).turn(mine, system, concurrency, profile)
             if number >= 0:
                 turns[system.name].append(turn)
