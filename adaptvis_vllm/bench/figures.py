@@ -15,8 +15,9 @@ class Turn:
     seconds: from the first request sent to the last answer done. ttft, itl: seconds, per
     request and per token after the first. passes: forward passes that held a token.
     scheduled: tokens in them. blocks: most KV cache blocks in use at once. peak_bytes: most
-    memory of the process (of the GPU, where there is one). Of HTTP servers the last four are
-    not known and 0. alphas: applied, in request order, None where there was none.
+    memory of the process (of the GPU, where there is one). cpu_seconds: processor time of the
+    process, which other work on the machine changes less than it does the clock's. Of HTTP
+    servers these five are not known and 0. alphas: applied, in request order, None where there was none.
     """
 
     seconds: float
@@ -28,6 +29,7 @@ class Turn:
     scheduled: int = 0
     blocks: int = 0
     peak_bytes: int = 0
+    cpu_seconds: float = 0.0
     alphas: list[float | None] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)  # seconds by part, see `profile`
 
@@ -63,11 +65,17 @@ def summary(turns: dict[str, list[Turn]], base: str = "vanilla") -> list[dict[st
             "requests_per_s": median(rates),
             "requests_per_s_min": min(rates),
             "requests_per_s_max": max(rates),
+            "cpu_s": median(t.cpu_seconds / t.requests for t in mine) or None,
             "tokens_per_s": median(t.tokens / t.seconds for t in mine),
         }
         if base in turns:
             ratios = [a.rate / b.rate for a, b in zip(mine, turns[base], strict=True)]
             row |= {"ratio": median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+            if all(t.cpu_seconds for t in (*mine, *turns[base])):
+                row["cpu_ratio"] = median(
+                    b.cpu_seconds / b.requests / (a.cpu_seconds / a.requests)
+                    for a, b in zip(mine, turns[base], strict=True)
+                )
         for kind in ("ttft", "itl"):
             values = [v * 1e3 for t in mine for v in getattr(t, kind)]
             row |= {f"{kind}_p{p}_ms": percentile(values, p) for p in (50, 99)}

@@ -132,7 +132,7 @@ class Plain:
     def turn(self, work: list[Task], chosen: System, concurrency: int, profile: bool) -> Turn:
         del concurrency, profile  # one at a time, and not vLLM's steps
         memory = PeakMemory()
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         turn = Turn(0.0, 0, 0)
         for task in work:
             for number in range(len(task.questions)):
@@ -156,6 +156,7 @@ class Plain:
                 turn.requests += 1
                 turn.tokens += task.max_tokens
         turn.seconds = time.perf_counter() - begun
+        turn.cpu_seconds = time.process_time() - cpu
         turn.peak_bytes = memory.peak()
         return turn
 
@@ -233,18 +234,18 @@ class Engine:
         memory = PeakMemory()
         run = _Run(self, chosen)
         waiting = list(reversed(work))
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         while waiting or run.open:
             while waiting and len(run.open) < concurrency:
                 run.start(waiting.pop())
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     run.finish(output)
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         turn = Turn(
             seconds, len(run.alphas), run.tokens, run.ttft, run.itl, self.passes, self.scheduled
         )
-        turn.blocks, turn.peak_bytes = self.blocks, memory.peak()
+        turn.blocks, turn.peak_bytes, turn.cpu_seconds = self.blocks, memory.peak(), cpu
         turn.alphas = [run.alphas[n] for n in sorted(run.alphas)]
         return turn
 

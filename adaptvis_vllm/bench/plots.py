@@ -69,6 +69,7 @@ def _context(axis: Any, rows: list[dict[str, Any]], result: dict[str, Any]) -> N
 
 
 def _profile(axis: Any, rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    rows = [row for row in rows if " - " not in row["system"]]
     left = [0.0] * len(rows)
     for part in (key for key in rows[0] if key not in ("system", "total")):
         values = [row[part] for row in rows]

@@ -20,6 +20,8 @@ COLUMNS = {
     "spread": ("min to max", "{}"),
     "ratio": ("of vanilla", "{:.3f}"),
     "ratio_spread": ("min to max", "{}"),
+    "cpu_s": ("processor s/request", "{:.3f}"),
+    "cpu_ratio": ("vanilla's / its", "{:.3f}"),
     "tokens_per_s": ("tokens/s", "{:.1f}"),
     "ttft_p50_ms": ("TTFT p50 ms", "{:.1f}"),
     "ttft_p99_ms": ("p99", "{:.1f}"),

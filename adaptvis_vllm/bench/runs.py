@@ -97,6 +97,7 @@ class Settings:
             "max_num_seqs": max(MIN_SEQS, self.concurrency),
             "limit_mm_per_prompt": {"image": max(*IMAGES, self.work().images)},
             "enable_prefix_caching": True,
+            "use_tqdm_on_load": False,
         }
         if torch.cuda.is_available():
             options["gpu_memory_utilization"] = round(0.9 / engines, 2)

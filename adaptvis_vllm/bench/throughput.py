@@ -11,7 +11,7 @@ from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import REFERENCE, System
 from adaptvis_vllm.bench.workloads import Workload, tasks
 
-WARM_UP = 4
+WARM_UP = 2
 
 
 class Hosts:
