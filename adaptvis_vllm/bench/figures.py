@@ -17,7 +17,8 @@ class Turn:
     scheduled: tokens in them. blocks: most KV cache blocks in use at once. peak_bytes: most
     memory of the process (of the GPU, where there is one). cpu_seconds: processor time of the
     process, which other work on the machine changes less than it does the clock's. Of HTTP
-    servers these five are not known and 0. alphas: applied, in request order, None where there was none.
+    servers these five are not known and 0. alphas: applied, in request order, None where there
+    was none. parts: seconds by part of the step, if profiled.
     """
 
     seconds: float
@@ -31,7 +32,7 @@ class Turn:
     peak_bytes: int = 0
     cpu_seconds: float = 0.0
     alphas: list[float | None] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)  # seconds by part, see `profile`
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
