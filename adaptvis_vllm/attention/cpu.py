@@ -94,14 +94,13 @@ def _exact_sums(q: torch.Tensor, kv_cache: torch.Tensor, step: _Step) -> torch.T
     heads, dim = q.shape[1:]
     pages = kv_cache.view(-1, block * dim)  # K of a kv head, its V, K of the next one, ..
     chunk = max(1, COPY_BYTES // (groups * block * dim * 2))
-    if step.table is None:
-        most = min(chunk, len(step.blocks))
-        end = most * groups * dim
-        step.table = pages.new_empty(end + most * heads, block)
-        lines = _page_lines(most, groups, heads // groups, dim)
-        own = torch.arange(end, len(step.table)).view(most, heads, 1)
-        step.lines = torch.cat([lines, own], -1).int()
-    table, lines, end = step.table, step.lines, len(step.table) - step.lines.shape[0] * heads
+    most = min(chunk, len(step.blocks))
+    end = most * groups * dim
+    if step.scratch is None:
+        own = end + torch.arange(most * heads).view(most, heads, 1)
+        lines = torch.cat([_page_lines(most, groups, heads // groups, dim), own], -1).int()
+        step.scratch = pages.new_empty(end + most * heads, block), lines
+    table, lines = step.scratch
     q = torch.cat([q, q.new_full((*q.shape[:2], 1), -1.0)], -1)
     sums = []
     for first in range(0, len(step.blocks), chunk):
@@ -162,8 +161,8 @@ class _Step:
     of each block and which of its blocks it is. most: of one row. blocks: [T] int64. k_lines:
     [T, H, dim] int, lines of K for each query head. v_lines: [T, H, block] int, of V. factor:
     [T, 1, block] float32. hidden: [T, 1, block] bool. stale: [T, 1, block, 1] bool, behind a
-    row's end. k_pages: [T, G] int64, pages of K; that of V is the next. table, lines: scratch
-    of `_exact_sums`.
+    row's end. k_pages: [T, G] int64, pages of K; that of V is the next. scratch: the table of
+    `_exact_sums` and its lines.
     """
 
     num_rows: int
@@ -177,8 +176,7 @@ class _Step:
     hidden: torch.Tensor
     stale: torch.Tensor
     k_pages: torch.Tensor
-    table: torch.Tensor | None = None
-    lines: torch.Tensor | None = None
+    scratch: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def _for_step(

@@ -26,7 +26,8 @@ WAIT_SECONDS = 1800.0
 class Host:
     """kind: one of `systems`. options: arguments of vLLM's `LLM`, with `model`.
 
-    RuntimeError, with the process's own message, where it fails.
+    It starts at once; call `wait` before the first `turn`. RuntimeError, with the process's own
+    message, where it fails.
     """
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
@@ -39,7 +40,13 @@ class Host:
         with _environment(kind):
             self.process.start()
         theirs.close()
-        self._answer()
+        self._starting = True
+
+    def wait(self) -> None:
+        """Until it can be asked."""
+        if self._starting:
+            self._answer()
+            self._starting = False
 
     def turn(
         self, work: list[Task], chosen: System, concurrency: int, profile: bool = False

@@ -11,10 +11,11 @@ from typing import Any
 
 from adaptvis_vllm.bench import report, serve, throughput
 from adaptvis_vllm.bench.figures import Turn, as_json, percentile, ratio, summary
+from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.profile import PARTS
 from adaptvis_vllm.bench.systems import REFERENCE, system
-from adaptvis_vllm.bench.throughput import Hosts
+from adaptvis_vllm.bench.throughput import Engines
 from adaptvis_vllm.bench.workloads import Workload, workload
 
 SHARES = (0, 25, 50, 75, 100)
@@ -31,11 +32,11 @@ class Pool:
         self._key: Any = None
         self._current: Any = None
 
-    def get(self, kind: Any, options: dict[str, Any]) -> Any:
-        """A `Hosts` or a `Servers`; another one than the last closes that."""
+    def get(self, kind: Any, options: dict[str, Any]) -> Engines:
+        """`Engines` of `Host`s or of `Server`s; others than the last ones close those."""
         if self._key != (kind, options):
             self.close()
-            self._key, self._current = (kind, options), kind(options)
+            self._key, self._current = (kind, options), Engines(kind, options)
         return self._current
 
     def close(self) -> None:
@@ -150,7 +151,7 @@ def _turns(
 ) -> dict[str, list[Turn]]:
     """Turns of an offline run."""
     return throughput.run(
-        pool.get(Hosts, s.options(ENGINES)),
+        pool.get(Host, s.options(ENGINES)),
         [system(name) for name in names],
         chosen,
         requests=s.requests,
@@ -197,7 +198,7 @@ def run_serve(s: Settings, pool: Pool) -> None:
     if any(system(name).host == REFERENCE for name in s.systems):
         raise ValueError("--systems: reference is no server; leave it out")
     turns = serve.run(
-        pool.get(serve.Servers, s.options(2)),
+        pool.get(serve.Server, s.options(2)),
         [system(name) for name in s.systems],
         s.work(),
         requests=s.requests,

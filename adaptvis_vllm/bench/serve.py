@@ -25,8 +25,8 @@ from typing import Any
 
 from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.host import alpha_of, environment
-from adaptvis_vllm.bench.systems import REFERENCE, System
-from adaptvis_vllm.bench.throughput import WARM_UP, say
+from adaptvis_vllm.bench.systems import System
+from adaptvis_vllm.bench.throughput import WARM_UP, Engines, say
 from adaptvis_vllm.bench.workloads import Task, Workload, tasks
 from adaptvis_vllm.params import ScalingVis, SteeringParams
 
@@ -82,26 +82,8 @@ class Server:
         self.log.close()
 
 
-class Servers:
-    """The servers that the systems need, started when first asked for."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self._servers: dict[str, Server] = {}
-
-    def of(self, chosen: System) -> Server:
-        if chosen.host not in self._servers:
-            self._servers[chosen.host] = Server(chosen.host, self.options)
-            self._servers[chosen.host].wait()
-        return self._servers[chosen.host]
-
-    def close(self) -> None:
-        for server in self._servers.values():
-            server.close()
-
-
 def run(
-    servers: Servers,
+    servers: Engines,
     systems: Sequence[System],
     chosen: Workload,
     *,
@@ -111,17 +93,10 @@ def run(
     rate: float | None = None,
     seed: int = 0,
 ) -> dict[str, list[Turn]]:
-    """Turns by system, one per round. One of concurrency and rate (requests/s) is given.
-
-    ValueError for the reference, which is no server.
-    """
-    if any(s.host == REFERENCE for s in systems):
-        raise ValueError("the system reference is no server; leave it out")
-    if (concurrency is None) == (rate is None):
-        raise ValueError("exactly one of concurrency and rate is needed")
+    """Turns by system, one per round. servers: of `Server`s. One of concurrency and rate
+    (requests/s) is given."""
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    for system in systems:
-        servers.of(system)
+    servers.start(systems)
     for number in range(-1, rounds):  # round -1 warms up
         work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
         for system in systems[:: -1 if number % 2 else 1]:

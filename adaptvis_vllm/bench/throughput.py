@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adaptvis_vllm.bench.figures import Turn
-from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import REFERENCE, System
 from adaptvis_vllm.bench.workloads import Workload, tasks
 
 WARM_UP = 2
 
 
-class Hosts:
-    """The processes that the systems need, started when first asked for."""
+class Engines:
+    """The processes that systems need, one for each kind, started when first asked for.
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self._hosts: dict[str, Host] = {}
+    make: from a kind and the engine's options to one with `wait` and `close`.
+    """
+
+    def __init__(self, make: Callable[[str, dict[str, Any]], Any], options: dict[str, Any]) -> None:
+        self.make, self.options = make, options
+        self._running: dict[str, Any] = {}
+
+    def start(self, systems: Sequence[System]) -> None:
+        """All that are missing: together on a CPU; on a GPU, whose free memory an engine
+        measures as it starts, one after the other."""
+        import torch
+
+        for kind in dict.fromkeys(s.host for s in systems):
+            if kind not in self._running:
+                self._running[kind] = self.make(kind, self.options)
+                if torch.cuda.is_available():
+                    self._running[kind].wait()
+        for one in self._running.values():
+            one.wait()
+
+    def of(self, chosen: System) -> Any:
+        return self._running[chosen.host]
 
     def close(self) -> None:
-        for host in self._hosts.values():
-            host.close()
-
-    def of(self, chosen: System) -> Host:
-        if chosen.host not in self._hosts:
-            self._hosts[chosen.host] = Host(chosen.host, self.options)
-        return self._hosts[chosen.host]
+        for one in self._running.values():
+            one.close()
 
 
 def run(
-    hosts: Hosts,
+    hosts: Engines,
     systems: Sequence[System],
     chosen: Workload,
     *,
@@ -43,7 +56,7 @@ def run(
     reference_requests: int = 2,
     profile: bool = False,
 ) -> dict[str, list[Turn]]:
-    """Turns by system, one per round.
+    """Turns by system, one per round. hosts: of `host.Host`s.
 
     Every round has pictures of its own, the same for all systems; every other round goes
     through the systems backwards, so that none is always first. The first turn of each
@@ -51,6 +64,7 @@ def run(
     given `reference_requests` of the round's.
     """
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
+    hosts.start(systems)
     for number in range(-1, rounds):
         work = tasks(chosen, requests, 1000 * seed + number + 1)
         for system in systems[:: -1 if number % 2 else 1]:
