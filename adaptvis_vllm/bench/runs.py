@@ -171,17 +171,17 @@ def run_throughput(s: Settings, pool: Pool) -> None:
     """All systems in turn, offline."""
     turns = _turns(s, pool, s.systems, s.work())
     title = _title(s, f"Offline, {s.concurrency} at once")
-    s.save("throughput", title, summary(turns), turns=as_json(turns), notes=_notes(turns))
+    s.save("throughput", title, summary(turns), turns=as_json(turns), notes=_notes(s, turns))
 
 
-def _notes(turns: dict[str, list[Turn]]) -> list[str]:
+def _notes(s: Settings, turns: dict[str, list[Turn]]) -> list[str]:
     """Ratios of adaptive to what one would do without it, and what its first token costs."""
     notes = []
     for other in ("two-request", "reference"):
         if "adaptive" in turns and other in turns:
             value = ratio(turns, "adaptive", other)
             notes.append(f"adaptive has {value:.2f} times the requests/s of {other}.")
-    if "adaptive" in turns and "vanilla" in turns:
+    if s.concurrency == 1 and "adaptive" in turns and "vanilla" in turns:
         base, mine = ([v for t in turns[n] for v in t.ttft] for n in ("vanilla", "adaptive"))
         step = percentile([v for t in turns["vanilla"] for v in t.itl], 50)
         late, early = percentile(mine, 50), percentile(base, 50)
