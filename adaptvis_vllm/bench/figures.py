@@ -97,4 +97,10 @@ def ratio(turns: dict[str, list[Turn]], over: str, under: str) -> float:
 
 
 def as_json(turns: dict[str, list[Turn]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [asdict(t) for t in mine] for name, mine in turns.items()}
+    """Latencies to the microsecond."""
+
+    def plain(turn: Turn) -> dict[str, Any]:
+        values = asdict(turn)
+        return values | {k: [round(v, 6) for v in values[k]] for k in ("ttft", "itl")}
+
+    return {name: [plain(t) for t in mine] for name, mine in turns.items()}

@@ -132,10 +132,9 @@ def page(folder: Path, target: Path) -> None:
 
 def _tight(text: str) -> str:
     """A table without the padding."""
-    return "\n".join(
-        "| " + " | ".join(c.strip() if set(c.strip()) != {"-"} else "---" for c in cells) + " |"
-        for cells in (line.strip("|").split("|") for line in text.splitlines())
-    )
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines()]
+    rows[1] = ["---"] * len(rows[0])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _unique(values: Sequence[Any]) -> list[Any]:
