@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adaptvis_vllm.bench import command
 from adaptvis_vllm.bench.figures import Turn, percentile, summary
@@ -289,32 +291,39 @@ def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 # -- the scripts ----------------------------------------------------------------------
 
 
-def script(*words: str, path: str = "") -> str:
+def test_batch_script() -> None:
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "benchmarks/batch.py", "--rows", "12", "--repeats", "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": "tests"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    names = {line.split()[0] for line in done.stdout.splitlines()[1:]}
+    assert names >= {"LLM.chat", "--workers", "lock-step", "calls"}
 
 
-def test_batch_script() -> None:
-    out = script("benchmarks/batch.py", "--rows", "12", "--repeats", "1", path="tests")
-    assert {line.split()[0] for line in out.splitlines()[1:]} >= {"LLM.chat", "lock-step", "calls"}
+def script(name: str, *words: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a script of benchmarks/ in this process."""
+    patch.setattr(sys, "argv", [name, *words])
+    runpy.run_path(str(ROOT / "benchmarks" / name), run_name="__main__")
 
 
-def test_kernel_script_counts_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    out = script("benchmarks/kernel.py", "--contexts", "128", "32768")
-    assert "LLaVA-1.5-7B" in out
+def test_kernel_script_counts_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    script("kernel.py", "--contexts", "128", "32768", patch=monkeypatch)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (short, long) = [line for line in lines if line[0] == "LLaVA-1.5-7B"]
+    # Memory that a row moves grows with its context, but for its query and answer.
+    assert float(long[2]) == pytest.approx(256 * float(short[2]), rel=0.02)
 
 
-def test_make_model_script_is_repeatable(tmp_path: Path) -> None:
+def test_make_model_script_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
-    script("benchmarks/make_model.py", str(tmp_path / "a"), *flags)
+    script("make_model.py", str(tmp_path / "a"), *flags, patch=monkeypatch)
     make_model(tmp_path / "b", Shape(**TINY))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]

@@ -71,22 +71,22 @@ def make_model(path: str | Path, shape: Shape, seed: int = 0) -> Path:
         return path
     ensure()
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
     from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-    model: Any = LlavaForConditionalGeneration(_config(shape))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = LlavaForConditionalGeneration(_config(shape))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:  # norms keep their 1, biases their 0
+            if parameter.dim() > 1:  # norms keep their 1
                 parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
     path.mkdir(parents=True, exist_ok=True)
     model.config.architectures = ["LlavaForConditionalGeneration"]
     model.config.save_pretrained(path)
     model.generation_config.save_pretrained(path)
     model.save_pretrained(path)
-    from safetensors.torch import load_file
-
     file = path / "model.safetensors"
     # vLLM's CLIP keeps a level that transformers 5 dropped and still accepts.
     old, new = "vision_tower.", "vision_tower.vision_model."
