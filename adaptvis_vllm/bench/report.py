@@ -56,8 +56,7 @@ def save(folder: Path, name: str, result: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     result = {**result, "machine": facts()}
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(_lines(result), encoding="utf-8")
     rows = result["rows"]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as out:
@@ -65,6 +64,12 @@ def save(folder: Path, name: str, result: dict[str, Any]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     plots.draw(result, folder / f"{name}.png")
+
+
+def _lines(result: dict[str, Any]) -> str:
+    """JSON with one line for each of its top-level values."""
+    pairs = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in result.items())
+    return "{\n" + ",\n".join(pairs) + "\n}\n"
 
 
 def table(result: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from itertools import pairwise
 from typing import Any
 
 from adaptvis_vllm.bench.figures import Turn
-from adaptvis_vllm.bench.host import alpha_of, environment
-from adaptvis_vllm.bench.systems import System
+from adaptvis_vllm.bench.host import environment
+from adaptvis_vllm.bench.systems import System, alpha_of
 from adaptvis_vllm.bench.throughput import WARM_UP, Engines, say
 from adaptvis_vllm.bench.workloads import Task, Workload, tasks
 from adaptvis_vllm.params import ScalingVis, SteeringParams

@@ -49,3 +49,11 @@ def system(name: str) -> System:
     if kind == "mix" and percent.isdigit() and 0 <= int(percent) <= 100:
         return System(name, PLUGIN, ADAPTIVE, share=int(percent) / 100)
     raise ValueError(f"no system {name!r}; known are {', '.join(NAMES)} and mix-0 to mix-100")
+
+
+def alpha_of(steering: SteeringParams, confidence: float) -> float:
+    """What a client that steers in two requests decides."""
+    assert steering.threshold is not None
+    alpha = steering.alpha_low if confidence < steering.threshold else steering.alpha_high
+    assert alpha is not None
+    return alpha
