@@ -1,0 +1,64 @@
+"""Options that several commands share: vLLM's engine options, and steering."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+STEERING = ("mode", "alpha", "alpha_low", "alpha_high", "threshold", "preset", "layers")
+
+
+def engine_parser(prog: str, description: str) -> Any:
+    """A parser for a command with an in-process engine; it takes `--config` files as vLLM's."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return FlexibleArgumentParser(
+        prog=prog, description=f"{description} All engine options of vLLM are accepted."
+    )
+
+
+def engine_options(parser: Any) -> None:
+    """Add all of vLLM's engine options; --model has no default."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    EngineArgs.add_cli_args(parser)
+    parser.set_defaults(model=None)
+
+
+def make_llm(args: Namespace, **overrides: Any) -> Any:
+    """The `LLM` that the engine options describe; overrides replace some of them.
+
+    On a CPU its KV cache takes a quarter of the free memory unless an option says otherwise.
+    ValueError if there is no model.
+    """
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from adaptvis_vllm.offline import cache_bytes
+
+    if args.model is None:
+        raise ValueError("--model is needed")
+    values = {
+        **vars(args),
+        "kv_cache_memory_bytes": cache_bytes(args.kv_cache_memory_bytes),
+        **overrides,
+    }
+    return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
+
+
+def steering_options(parser: Any, title: str) -> None:
+    """Add the options named in STEERING, as a group; each is None if it is not given."""
+    group = parser.add_argument_group(title)
+    group.add_argument("--mode", choices=("off", "scaling", "adaptive"))
+    for name in ("alpha", "alpha-low", "alpha-high", "threshold"):
+        group.add_argument(f"--{name}", type=float)
+    group.add_argument("--preset")
+    group.add_argument("--layers")
+
+
+def given_steering(args: Namespace) -> dict[str, Any]:
+    """The steering options that were given."""
+    return {n: getattr(args, n) for n in STEERING if getattr(args, n) is not None}
