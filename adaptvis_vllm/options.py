@@ -6,7 +6,18 @@ import os
 from argparse import Namespace
 from typing import Any
 
-STEERING = ("mode", "alpha", "alpha_low", "alpha_high", "threshold", "preset", "layers")
+from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
+
+_NUMBERS = ("alpha", "alpha_low", "alpha_high", "threshold")
+STEERING = (
+    "mode",
+    *_NUMBERS,
+    "preset",
+    "layers",
+    "confidence",
+    "confidence_decimals",
+    "span",
+)
 
 
 def engine_parser(prog: str, description: str) -> Any:
@@ -49,14 +60,23 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
 
 
-def steering_options(parser: Any, title: str) -> None:
-    """Add the options named in STEERING, as a group; each is None if it is not given."""
+def steering_options(parser: Any, title: str, *, mode: bool = True) -> None:
+    """Add the options named in STEERING, as a group; each is None if it is not given.
+
+    mode: whether there is --mode.
+    """
     group = parser.add_argument_group(title)
-    group.add_argument("--mode", choices=("off", "scaling", "adaptive"))
-    for name in ("alpha", "alpha-low", "alpha-high", "threshold"):
-        group.add_argument(f"--{name}", type=float)
-    group.add_argument("--preset")
-    group.add_argument("--layers")
+    if mode:
+        group.add_argument("--mode", choices=MODES)
+    else:
+        parser.set_defaults(mode=None)
+    for name in _NUMBERS:
+        group.add_argument("--" + name.replace("_", "-"), type=float)
+    group.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
+    group.add_argument("--layers", help="such as 0-31; default all")
+    group.add_argument("--confidence", choices=CONFIDENCES, help="default max_prob")
+    group.add_argument("--confidence-decimals", type=int, help="default: no rounding")
+    group.add_argument("--span", choices=SPANS, help="default embeddings")
 
 
 def given_steering(args: Namespace) -> dict[str, Any]:

@@ -49,11 +49,15 @@ Metrics = Callable[[Sequence[Question], Sequence[bool]], "dict[str, float | None
 
 @dataclass(frozen=True)
 class Published:
-    """A published accuracy, in percent. method: "base", "scaling" or "adaptive"."""
+    """A published figure, in percent.
+
+    method: "base", "scaling" or "adaptive". figure: "accuracy", or a name of the metrics.
+    """
 
     model: str
     method: str
-    accuracy: float
+    value: float
+    figure: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,11 @@ class Benchmark:
     """Questions and how to judge the answers.
 
     splits: name -> indices into `questions`. "all" is every question and always there.
-    split: the one that is evaluated unless another is asked for.
+    split: the one that is evaluated unless another is asked for; "" if one must be chosen.
     metrics: further figures beside accuracy; None for none.
     preset: the published steering for it, a name of `fields.PRESETS`; None for none.
     chance: accuracy of guessing among the choices; None where there are none.
+    groups: fields of `Question.meta` by which accuracy is reported.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Benchmark:
     chance: float | None = None
     splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: str = "all"
+    groups: tuple[str, ...] = ()
 
     def select(self, split: str | None = None) -> tuple[Question, ...]:
         """The questions of a split, the default one if None; ValueError for an unknown one."""
@@ -84,6 +90,8 @@ class Benchmark:
             return self.questions
         if name not in self.splits:
             known = ", ".join(["all", *self.splits])
+            if not name:
+                raise ValueError(f"{self.name} needs --split, one of {known}")
             raise ValueError(f"{self.name} has no split {name!r}; it has {known}")
         return tuple(self.questions[i] for i in self.splits[name])
 
