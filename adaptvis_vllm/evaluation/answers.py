@@ -13,7 +13,7 @@ from PIL import Image
 from adaptvis_vllm.evaluation.question import Question, Source
 from adaptvis_vllm.offline import RowRunner
 from adaptvis_vllm.params import Off, SteeringParams
-from adaptvis_vllm.rows import load_image
+from adaptvis_vllm.rows import load_image, output_row
 
 MAX_TOKENS = 100  # of an answer, as in the paper's code
 LOADERS = 4
@@ -24,13 +24,15 @@ class Answer:
     """What the engine said, greedily.
 
     report: `report.Report` as a dict. logprobs: per token its [token id, logprob]s, best
-    first; None unless asked for.
+    first; None unless asked for. computed: tokens that the engine computed for it, those of
+    the prompt that the prefix cache did not hold included; after a preemption some more.
     """
 
     text: str
     token_ids: tuple[int, ...]
     report: Mapping[str, Any]
     logprobs: Sequence[Any] | None = None
+    computed: int = 0
 
 
 def answer(
@@ -54,18 +56,32 @@ def answer(
 
     runner = RowRunner(llm, Path(), logprobs)
     settings = [s or Off() for s in steerings]
-    rows = runner.run(_rows(questions, settings, max_tokens, chat))
+    outputs = runner.outputs(_rows(questions, settings, max_tokens, chat))
     total = len(questions) * len(settings)
     answers: list[list[Answer]] = [[] for _ in questions]
-    bar = tqdm(rows, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
-    for number, row in enumerate(bar):
+    bar = tqdm(outputs, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
+    for number, (_, output) in enumerate(bar):
         question = questions[number // len(settings)]
-        if row["error"] is not None:
-            raise ValueError(f"question {question.id}: {row['error']}")
+        if isinstance(output, str):
+            raise ValueError(f"question {question.id}: {output}")
+        row = output_row(question.id, output, logprobs=logprobs is not None)
         answers[number // len(settings)].append(
-            Answer(row["text"], tuple(row["token_ids"]), row["adaptvis"], row.get("logprobs"))
+            Answer(
+                row["text"],
+                tuple(row["token_ids"]),
+                row["adaptvis"],
+                row.get("logprobs"),
+                computed_tokens(output),
+            )
         )
     return answers
+
+
+def computed_tokens(output: Any) -> int:
+    """What a finished vLLM `RequestOutput` cost: the last token is sampled, never computed."""
+    prompt = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+    probe = output.adaptvis is not None and output.adaptvis["confidence"] is not None
+    return prompt + len(output.outputs[0].token_ids) - 1 + probe
 
 
 def check_images(questions: Sequence[Question]) -> None:
