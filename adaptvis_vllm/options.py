@@ -7,6 +7,7 @@ from argparse import Namespace
 from typing import Any
 
 from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
+from adaptvis_vllm.preset import expand
 
 _NUMBERS = ("alpha", "alpha_low", "alpha_high", "threshold")
 STEERING = (
@@ -72,7 +73,7 @@ def steering_options(parser: Any, title: str, *, mode: bool = True) -> None:
         parser.set_defaults(mode=None)
     for name in _NUMBERS:
         group.add_argument("--" + name.replace("_", "-"), type=float)
-    group.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
+    group.add_argument("--preset", help=f"file of `calibrate`, or {', '.join(PRESETS)}")
     group.add_argument("--layers", help="such as 0-31; default all")
     group.add_argument("--confidence", choices=CONFIDENCES, help="default max_prob")
     group.add_argument("--confidence-decimals", type=int, help="default: no rounding")
@@ -80,5 +81,5 @@ def steering_options(parser: Any, title: str, *, mode: bool = True) -> None:
 
 
 def given_steering(args: Namespace) -> dict[str, Any]:
-    """The steering options that were given."""
-    return {n: getattr(args, n) for n in STEERING if getattr(args, n) is not None}
+    """The steering options that were given; a preset file is replaced by what it holds."""
+    return expand({n: getattr(args, n) for n in STEERING if getattr(args, n) is not None})
