@@ -121,6 +121,13 @@ def batch(argv: Sequence[str]) -> int:
     return command.main(argv, batch.__doc__ or "")
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """Score a model on a benchmark: without steering, with ScalingVis and with AdaptVis."""
+    from adaptvis_vllm.evaluation import command
+
+    return command.main(argv, evaluate.__doc__ or "")
+
+
 def _file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
@@ -157,7 +164,13 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-COMMANDS = {"doctor": doctor, "generate": generate, "batch": batch, "reference": reference}
+COMMANDS = {
+    "doctor": doctor,
+    "generate": generate,
+    "batch": batch,
+    "eval": evaluate,
+    "reference": reference,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

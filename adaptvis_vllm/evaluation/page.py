@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,21 @@ class Table:
     title: str = ""
     note: str = ""
     strong: Sequence[int] = ()
+
+    def text(self) -> str:
+        """For a terminal: columns in line, the first to the left."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        out = []
+        for line in lines:
+            first, *others = (
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            out.append("  ".join([first, *others]).rstrip())
+        return "\n".join(
+            ([self.title] if self.title else []) + out + ([self.note] if self.note else [])
+        )
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs of plain text, then tables, then figures (two a row where wide)."""
+    """A heading, paragraphs of plain text, then tables, then figures (two a row where wide).
+
+    small: many small figures a row.
+    """
 
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    figures: Sequence[Figure] = field(default_factory=tuple)
+    figures: Sequence[Figure] = ()
+    small: bool = False
 
 
 def render(

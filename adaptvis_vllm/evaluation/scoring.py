@@ -66,6 +66,22 @@ def load_scorer(name: str) -> Scorer:
     return function
 
 
+def check_scorer(scorer: Scorer, questions: Sequence[Question]) -> None:
+    """Try a scorer on right answers and on none, before answers are worked for.
+
+    ValueError names the question on which it fails.
+    """
+    for question in questions:
+        for text in (question.answers[0], ""):
+            try:
+                bool(scorer(question, text))
+            except Exception as error:  # a user's function
+                raise ValueError(
+                    f"--scorer failed on question {question.id} and the generation {text!r}: "
+                    f"{error!r:.200}"
+                ) from None
+
+
 def pairs_and_sets(opposites: Sequence[tuple[str, str]]) -> Metrics:
     """Metrics of the controlled What'sUp images: the same two objects in four relations.
 
