@@ -128,6 +128,13 @@ def evaluate(argv: Sequence[str]) -> int:
     return command.main(argv, evaluate.__doc__ or "")
 
 
+def calibrate(argv: Sequence[str]) -> int:
+    """Find alpha and threshold for a model and data, and write a preset file."""
+    from adaptvis_vllm.evaluation.calibration import command
+
+    return command.main(argv, calibrate.__doc__ or "")
+
+
 def _file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
@@ -169,6 +176,7 @@ COMMANDS = {
     "generate": generate,
     "batch": batch,
     "eval": evaluate,
+    "calibrate": calibrate,
     "reference": reference,
 }
 

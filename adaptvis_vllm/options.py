@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
+from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.preset import expand
 
 _NUMBERS = ("alpha", "alpha_low", "alpha_high", "threshold")
@@ -83,3 +85,21 @@ def steering_options(parser: Any, title: str, *, mode: bool = True) -> None:
 def given_steering(args: Namespace) -> dict[str, Any]:
     """The steering options that were given; a preset file is replaced by what it holds."""
     return expand({n: getattr(args, n) for n in STEERING if getattr(args, n) is not None})
+
+
+def steered_config(additional_config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's `additional_config` with steering defaults; preset files are replaced by content.
+
+    given: fields without prefix. ValueError for a wrong one, and where both have some.
+    """
+    from adaptvis_vllm.admission import OPTION
+
+    config = dict(additional_config or {})
+    if given:
+        if config.get(OPTION) is not None:
+            raise ValueError("steering is given twice: in --additional-config and as options")
+        config[OPTION] = expand(given)
+        SteeringParams.from_dict(config[OPTION])
+    elif isinstance(config.get(OPTION), Mapping):
+        config[OPTION] = expand(config[OPTION])
+    return config

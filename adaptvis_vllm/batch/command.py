@@ -12,6 +12,7 @@ from adaptvis_vllm.options import (
     engine_options,
     engine_parser,
     given_steering,
+    steered_config,
     steering_options,
 )
 
@@ -69,9 +70,7 @@ def _options(parser: ArgumentParser) -> None:
 
 
 def _settings(args: Namespace, engine_args: Any) -> Any:
-    from adaptvis_vllm.admission import OPTION
     from adaptvis_vllm.batch.job import Settings
-    from adaptvis_vllm.params import SteeringParams
 
     if args.workers < 0:
         raise ValueError(f"--workers must be >= 0, not {args.workers}")
@@ -79,16 +78,12 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
         raise ValueError("--model is needed")
     if Path(args.model).is_dir():  # workers may have another working directory
         args.model = str(Path(args.model).resolve())
-    given = given_steering(args)
     chosen = engine_args.from_cli_args(args)
     plain = engine_args(model=chosen.model)
     engine = {k: v for k, v in vars(chosen).items() if k == "model" or v != getattr(plain, k, None)}
-    extra = dict(engine.get("additional_config") or {})
-    if given:
-        if extra.get(OPTION) is not None:
-            raise ValueError("steering is given twice: in --additional-config and as options")
-        SteeringParams.from_dict(given)
-        engine["additional_config"] = {**extra, OPTION: given}
+    config = steered_config(engine.get("additional_config"), given_steering(args))
+    if config:
+        engine["additional_config"] = config
     columns = {}
     for pair in args.column:
         name, equals, column = pair.partition("=")

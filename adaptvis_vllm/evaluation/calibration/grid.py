@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.fields import CONFIDENCES
 from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
 
@@ -66,14 +68,16 @@ class Best:
     low: int
     high: int
 
-    def steering(self, family: str, alphas: NDArray[np.float64]) -> SteeringParams:
-        """family: "base", "scaling" or "adaptive"."""
+    def steering(self, family: str, table: SweepTable) -> SteeringParams:
+        """family: "base", "scaling" or "adaptive". table: where the alphas come from."""
+        alphas = table.alphas
+        common: Any = {"layers": table.layers, "span": table.span}
         if family == "base" or (family == "adaptive" and not self.measure):
             return Off()
         if family == "scaling":
-            return ScalingVis(float(alphas[self.scaling]))
+            return ScalingVis(float(alphas[self.scaling]), **common)
         low, high = float(alphas[self.low]), float(alphas[self.high])
-        return AdaptVis(low, high, self.threshold, confidence=self.measure)
+        return AdaptVis(low, high, self.threshold, confidence=self.measure, **common)
 
 
 def best(

@@ -69,7 +69,7 @@ def calibrate(
     base = held[0].mean(axis=0)
     candidates = []
     for number, family in enumerate(FAMILIES):
-        params = whole.steering(family, table.alphas)
+        params = whole.steering(family, table)
         scores = held[number].mean(axis=0)
         candidates.append(
             Candidate(
@@ -117,7 +117,7 @@ def cross_validate(
                 table.alphas,
             )
             out[1, repeat, test] = table.scores[test, found.scaling]
-            params = found.steering("adaptive", table.alphas)
+            params = found.steering("adaptive", table)
             out[2, repeat, test] = table.scores[test, table.chosen(params)[test]]
     return out
 
@@ -126,7 +126,7 @@ def _warnings(
     table: SweepTable, candidates: list[Candidate], chosen: Candidate, whole: Best
 ) -> list[str]:
     count = len(table.ids)
-    wrong = int(round(float((1 - table.scores[:, table.plain]).sum())))
+    wrong = round(float((1 - table.scores[:, table.plain]).sum()))
     out = []
     if count < FEW:
         out.append(
@@ -136,10 +136,13 @@ def _warnings(
         out.append(f"The unsteered model answers only {wrong} of {count} questions wrongly.")
     if chosen.family == "base":
         richest = max(candidates[1:], key=lambda c: c.gain.value)
-        out.append(
-            f"No gain beyond noise: alpha = 1 is kept. The best of the others, "
-            f"{describe(richest.params)}, gains {points(richest.gain)} cross-validated."
-        )
+        if richest.gain.value <= 0:
+            out.append("No setting gains anything, cross-validated: alpha = 1 is kept.")
+        else:
+            out.append(
+                f"The gain is within noise: alpha = 1 is kept. {describe(richest.params)} gains "
+                f"{points(richest.gain)}, cross-validated."
+            )
     used = {
         "base": (),
         "scaling": (whole.scaling,),

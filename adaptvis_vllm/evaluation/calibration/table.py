@@ -22,6 +22,7 @@ class SweepTable:
     `PLAIN`, whose answers are unsteered. texts: [Q][A] answers.
     scores: [Q, A] float64 in [0, 1], 1 where an answer is right.
     confidences: for every measure of `CONFIDENCES` [Q] float32, of the unsteered first token.
+    layers, span: of all steering, as in `SteeringParams`.
     """
 
     ids: Sequence[str]
@@ -29,6 +30,8 @@ class SweepTable:
     texts: Sequence[Sequence[str]]
     scores: NDArray[np.float64]
     confidences: Mapping[str, NDArray[np.float32]]
+    layers: str | None = None
+    span: str = "embeddings"
 
     def __post_init__(self) -> None:
         shape = (len(self.ids), len(self.alphas))
@@ -59,13 +62,14 @@ class SweepTable:
         """[Q] index of the alpha that an engine would give each question.
 
         The comparison is the engine's: float32, confidence < threshold means alpha_low.
-        ValueError for an alpha that was not swept, layers, span or rounding.
+        ValueError for what was not swept.
         """
-        for name, swept in (("layers", None), ("span", "embeddings"), ("confidence_decimals", None)):
-            if getattr(params, name) != swept:
-                raise ValueError(f"{name} {getattr(params, name)!r} was not swept")
         if params.mode == "off":
             return np.full(len(self.ids), self.plain)
+        swept = {"layers": self.layers, "span": self.span, "confidence_decimals": None}
+        for name, value in swept.items():
+            if getattr(params, name) != value:
+                raise ValueError(f"{name} {getattr(params, name)!r} was not swept")
         if params.mode == "scaling":
             return np.full(len(self.ids), self.index(params.alpha))
         below = self.confidences[params.confidence] < np.float32(params.threshold)
