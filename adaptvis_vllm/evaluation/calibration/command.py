@@ -62,7 +62,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     )
     table = swept.table
     found = calibrate(table)
-    different = [c for c in found.candidates if c.family == "base" or not _plain(c.params)]
+    different = [c for c in found.candidates if c.family == "base" or c.params.mode != "off"]
     transfers = {
         name: transfer(llm, part, benchmark.scorer, different, **common)
         for name, part in others.items()
@@ -163,10 +163,6 @@ def _numbers(text: str) -> list[Any]:
         except ValueError:
             raise ValueError(f"--alphas must be numbers with commas, not {text!r}") from None
     return out
-
-
-def _plain(params: Any) -> bool:
-    return params.mode == "off" or params.alpha == 1
 
 
 def _small_blocks(args: Namespace) -> dict[str, Any]:

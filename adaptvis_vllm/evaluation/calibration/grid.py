@@ -69,10 +69,13 @@ class Best:
     high: int
 
     def steering(self, family: str, table: SweepTable) -> SteeringParams:
-        """family: "base", "scaling" or "adaptive". table: where the alphas come from."""
+        """The best of a family: "base", "scaling" or "adaptive"; `Off` where that is alpha = 1
+        or where there is none. table: where the alphas come from."""
         alphas = table.alphas
         common: Any = {"layers": table.layers, "span": table.span}
-        if family == "base" or (family == "adaptive" and not self.measure):
+        if family == "adaptive" and not self.measure:
+            return Off()
+        if family == "base" or (family == "scaling" and self.scaling == table.plain):
             return Off()
         if family == "scaling":
             return ScalingVis(float(alphas[self.scaling]), **common)
