@@ -143,23 +143,27 @@ def _histograms(plt: Any, table: SweepTable, best: Best) -> Figure:
     )
     for axes, kind in zip(all_axes, CONFIDENCES, strict=True):
         values = table.confidences[kind]
-        axes.hist(
-            [values[right], values[~right]],
-            bins=np.linspace(0, 1, 41),
-            stacked=True,
-            color=(SURE, UNSURE),
-            label=("right", "wrong"),
-        )
+        for part, colour, label in ((right, SURE, "right"), (~right, UNSURE, "wrong")):
+            axes.hist(
+                values[part],
+                bins=np.linspace(0, 1, 41),
+                log=True,
+                histtype="stepfilled",
+                color=colour,
+                alpha=0.55,
+                label=label,
+            )
         if kind == best.measure:
             axes.axvline(best.threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
-        axes.set(ylabel="questions", xlim=(0, 1))
+        axes.set(ylabel="questions", xlim=(0, 1), ylim=(0.5, None))
         axes.set_title(kind, fontsize=10, loc="left")
     all_axes[-1].set_xlabel("confidence")
     drawn.legend(*_all_handles(all_axes), loc="outside upper right", ncols=3, bbox_to_anchor=(1, 1))
     return figures.figure(
         drawn,
         "Confidence of right and wrong answers",
-        "Unsteered answers, stacked. A measure is useful where wrong answers lie further left.",
+        "Unsteered answers, on a logarithmic scale. A measure is useful where wrong answers lie "
+        "further left.",
     )
 
 
