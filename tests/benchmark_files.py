@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from models.images import make_image
 from PIL import Image
 
@@ -195,6 +197,16 @@ def write_all(folder: Path) -> Path:
     for name in QA:
         write_qa(folder, name)
     return folder
+
+
+@contextmanager
+def hub_cache(folder: Path) -> Iterator[None]:
+    """The library `datasets` keeps what it prepares in `folder`, not in the user's cache."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield
 
 
 def write_hub(folder: Path, source: Path) -> dict[str, Path]:

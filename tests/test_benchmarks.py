@@ -13,6 +13,7 @@ import pytest
 from benchmark_files import (
     QUESTIONS,
     framed,
+    hub_cache,
     own_rows,
     write_all,
     write_hub,
@@ -23,7 +24,7 @@ from benchmark_files import (
 )
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis
-from adaptvis_vllm.evaluation import benchmarks
+from adaptvis_vllm.evaluation import benchmarks, need
 from adaptvis_vllm.evaluation.answers import check_images
 from adaptvis_vllm.evaluation.methods import chosen_methods
 from adaptvis_vllm.evaluation.question import Benchmark
@@ -169,15 +170,13 @@ def test_default_split_is_the_test_split(data: Path) -> None:
         benchmark.select("train")
 
 
-def test_sets_by_name_and_by_caption_agree(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sets_by_name_and_by_caption_agree(data: Path, tmp_path: Path) -> None:
     """The hub's copies have captions only; the same pictures, questions and sets follow."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    import datasets
+    with hub_cache(tmp_path / "cache"):
+        compare_with_hub(data, write_hub(tmp_path / "hub", data))
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folders = write_hub(tmp_path / "hub", data)
+
+def compare_with_hub(data: Path, folders: dict[str, Path]) -> None:
     for name in RELATIONS:
         online = benchmarks.load(
             name, f"hf:{folders['whatsup']}", questions=f"hf:{folders['questions']}"
@@ -336,6 +335,12 @@ def test_missing_and_broken_pictures(tmp_path: Path) -> None:
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"question own-2: image: .* is no readable image"):
         check_images(benchmarks.load(None, str(tmp_path / "own.jsonl")).questions)
+
+
+def test_missing_package_says_what_to_install() -> None:
+    need("json")
+    with pytest.raises(RuntimeError, match=r"no_such_package is missing: pip install .*\[eval\]"):
+        need("json", "no_such_package")
 
 
 def options(methods: str | None = None, **given: Any) -> Namespace:

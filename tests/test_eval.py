@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import write_all, write_hub, write_own, write_parquet, write_vsr
+from benchmark_files import hub_cache, write_all, write_hub, write_own, write_parquet, write_vsr
 from browser import all_plots_visible, measure, needs_chromium, screenshot
 from engine import generate, sampling
 from PIL import Image
@@ -24,12 +25,12 @@ from adaptvis_vllm.evaluation.report import page
 from adaptvis_vllm.evaluation.results import Evaluation, as_json, judge, summary_table
 
 ARTEFACTS = Path(__file__).parent.parent / "out/tests"
-TOKENS = 8
+TOKENS = 4
 STEER = ["--alpha", "3", "--alpha-low", "0.3", "--alpha-high", "3", "--threshold", "0.4"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Every format: What'sUp, VSR and own questions in one folder, hub copies in another."""
     folder = write_all(tmp_path_factory.mktemp("eval") / "data")
     write_vsr(folder)
@@ -37,7 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_own(folder / "mine")
     write_parquet(folder / "mine.parquet")
     write_hub(folder.parent / "hub", folder)
-    return folder
+    with hub_cache(folder.parent / "cache"):
+        yield folder
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_answers_share_the_prompt(engine: Any, data: Path) -> None:
     rows = answer(engine, questions, [None, ScalingVis(2.0)], max_tokens=2)
     for first, second in rows:
         assert second.computed < first.computed
-    with pytest.raises(ValueError, match=r"question own-0: .*longer than"):
+    with pytest.raises(ValueError, match=r"question own-0: .*maximum context length is 512"):
         answer(engine, [Question("own-0", questions[0].images, "far " * 2000, "x")], [None])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import benchmarks
+from adaptvis_vllm.evaluation import benchmarks, need
 from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
 from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.scoring import check_scorer
@@ -23,6 +23,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     args = parser.parse_args(list(argv))
     if args.model is None:
         raise ValueError("--model is needed")
+    need("jinja2", "matplotlib")
     benchmark = benchmarks.chosen(args)
     questions = benchmarks.selected(benchmark, args)
     methods = chosen_methods(args, benchmark)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import vsr, whatsup
+from adaptvis_vllm.evaluation import need, vsr, whatsup
 from adaptvis_vllm.evaluation.question import Benchmark
 from adaptvis_vllm.evaluation.question_files import Asked, parse_question, read_questions
 
@@ -58,6 +58,7 @@ def _load(
     repository: str, config: str | None, split: str, columns: tuple[str, ...], image: str | None
 ) -> Any:
     """A split with all of `columns`; pictures in `image` stay encoded."""
+    need("datasets")
     import datasets
 
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.evaluation import need
 from adaptvis_vllm.evaluation.question import Benchmark, Question, Scorer, Source, chance_of
 from adaptvis_vllm.evaluation.scoring import contains
 from adaptvis_vllm.rows import read_lines
@@ -65,6 +66,7 @@ def _read(path: Path) -> Iterator[Question]:
 
 
 def _parquet(path: Path) -> Iterator[Any]:
+    need("pyarrow")
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -94,7 +96,7 @@ def parse(row: Any, folder: Path, name: str) -> Question:
     return Question(
         id=str(row.get("id", name)),
         images=_images(row, folder),
-        question=question if question is not None else prompt,
+        question=str(prompt if question is None else question),
         answer=answers,
         choices=() if row.get("choices") is None else _texts("choices", row["choices"]),
         prompt=prompt,

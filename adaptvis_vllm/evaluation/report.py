@@ -182,6 +182,7 @@ def _confidence(adaptive: Outcome, base: Outcome) -> list[Figure]:
         )
         threshold = adaptive.steering.threshold
         axes.axvline(threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel=f"confidence ({adaptive.steering.confidence})", ylabel="questions")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3)
         return [figures.figure(drawn, "Confidence of the unsteered first token")]

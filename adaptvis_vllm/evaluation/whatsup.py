@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from adaptvis_vllm.evaluation.published import published
 from adaptvis_vllm.evaluation.question import Benchmark, Question, Source, chance_of
@@ -225,7 +225,7 @@ def _read_annotations(part: Part, folder: Path) -> list[Annotation]:
             form = (
                 "[image id, right caption, wrong caption]"
                 if part.images
-                else ('an object with "image_path" and "caption_options"')
+                else 'an object with "image_path" and "caption_options"'
             )
             raise ValueError(f"{path}, entry {number} must be {form}, not {row!r:.80}")
         out.append(annotation)
@@ -252,5 +252,5 @@ def _with_id(part: Part, folder: Path, row: Any) -> Annotation | None:
     return Annotation((folder / part.images.format(str(row[0]))).resolve(), row[1])
 
 
-def _captions(value: Any) -> bool:
+def _captions(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(c, str) and c for c in value)
