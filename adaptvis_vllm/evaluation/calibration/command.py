@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import benchmarks
+from adaptvis_vllm.evaluation import benchmarks, need
 from adaptvis_vllm.evaluation.question import Benchmark, Question
 from adaptvis_vllm.fields import SPANS
 from adaptvis_vllm.options import engine_options, engine_parser, make_llm
@@ -27,6 +27,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     args = parser.parse_args(list(argv))
     if args.model is None:
         raise ValueError("--model is needed")
+    need("jinja2", "matplotlib")
 
     from adaptvis_vllm.evaluation.calibration.sweep import check_alphas
 

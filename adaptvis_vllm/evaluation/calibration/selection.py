@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.calibration.grid import Best, best
 from adaptvis_vllm.evaluation.calibration.table import SweepTable
+from adaptvis_vllm.evaluation.methods import METHODS
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
 from adaptvis_vllm.params import SteeringParams
 
-FAMILIES = ("base", "scaling", "adaptive")
+FAMILIES = METHODS
 FOLDS = 5
 REPEATS = 20
 FEW = 100  # questions; fewer make a warning

@@ -21,7 +21,7 @@ from adaptvis_vllm.fields import CONFIDENCES, check_field
 from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
 
 # The published ones, and some on either side.
-ALPHAS = (0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0, 8.0)
+ALPHAS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
