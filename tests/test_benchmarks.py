@@ -200,16 +200,16 @@ def compare_with_hub(data: Path, folders: dict[str, Path]) -> None:
             assert groups[0] == groups[1] == [0, 0, 0, 0, 4, 4, 4, 4]
     vsr = benchmarks.load("vsr", f"hf:{folders['vsr']}")
     assert vsr.questions[0].images[0] == "http://images.cocodataset.org/train2017/000000000000.jpg"
-    (folders["vsr"] / "test.jsonl").rename(folders["vsr"] / "Controlled_Images_A.jsonl")
-    (folders["vsr"] / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        "  - split: Controlled_Images_A\n    path: Controlled_Images_A.jsonl\n---\n"
-    )
-    where = f"hf:{folders['vsr']}"
-    with pytest.raises(ValueError, match="no column 'image_options'; it has image, image_link"):
-        benchmarks.load("controlled_a", where, questions=f"hf:{folders['questions']}")
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        benchmarks.load("controlled_b", where, questions=f"hf:{folders['questions']}")
+    asked = f"hf:{folders['questions']}"
+    part = next((folders["whatsup"] / "data").glob("Controlled_Images_A-*"))
+    (folders["questions"] / "VG_one_obj/test-00000-of-00001.parquet").rename(part)
+    where = f"hf:{folders['whatsup']}"
+    with pytest.raises(ValueError, match="no column 'image_options'; it has id, question, answer"):
+        benchmarks.load("controlled_a", where, questions=asked)
+    for name in ("vg_one", "vg_two"):
+        next((folders["whatsup"] / "data").glob(f"VG_QA_{name[3:]}_obj-*")).unlink()
+        with pytest.raises(ValueError, match=r"the data set .* cannot be loaded"):
+            benchmarks.load(name, where, questions=asked)
 
 
 def test_vsr_from_a_folder(tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ def whatsup_benchmark(name: str, repository: str, questions: str | None) -> Benc
     """One of `whatsup.PARTS`. questions: a file or folder, "hf:REPOSITORY", None for QUESTIONS."""
     part = whatsup.PARTS[name]
     asked = _asked(part, questions)
-    rows = _load(repository, None, part.hub, ("image_options", "caption_options"), "image_options")
+    # Of this part alone: the repository's other pictures are 10 GB.
+    files = {part.hub: f"data/{part.hub}-*"}
+    columns = ("image_options", "caption_options")
+    rows = _load(repository, part.hub, columns, files=files, image="image_options")
     annotations = []
     for number, row in enumerate(rows):
         image, captions = row["image_options"], row["caption_options"]
@@ -36,7 +39,8 @@ def whatsup_benchmark(name: str, repository: str, questions: str | None) -> Benc
 
 
 def vsr_benchmark(repository: str) -> Benchmark:
-    rows = _load(repository, None, "test", ("image_link", "caption", "label"), None)
+    columns = ("image_link", "caption", "label")
+    rows = _load(repository, "test", columns, files={"test": "test.jsonl"})
     return vsr.assemble(rows, repository, lambda row: row["image_link"])
 
 
@@ -44,7 +48,7 @@ def _asked(part: whatsup.Part, questions: str | None) -> list[Asked]:
     if questions is not None and not questions.startswith(PREFIX):
         return read_questions(whatsup.question_file(part.questions, None, Path(questions)))
     repository = (questions or QUESTIONS).removeprefix(PREFIX)
-    rows = _load(repository, part.asked, "test", ("question", "answer"), None)
+    rows = _load(repository, "test", ("question", "answer"), config=part.asked)
     out = []
     for number, row in enumerate(rows):
         try:
@@ -55,14 +59,20 @@ def _asked(part: whatsup.Part, questions: str | None) -> list[Asked]:
 
 
 def _load(
-    repository: str, config: str | None, split: str, columns: tuple[str, ...], image: str | None
+    repository: str,
+    split: str,
+    columns: tuple[str, ...],
+    *,
+    config: str | None = None,
+    files: dict[str, str] | None = None,
+    image: str | None = None,
 ) -> Any:
-    """A split with all of `columns`; pictures in `image` stay encoded."""
+    """A split with all of `columns`; files: its own only. Pictures in `image` stay encoded."""
     need("datasets")
     import datasets
 
     try:
-        rows = datasets.load_dataset(repository, config, split=split)
+        rows = datasets.load_dataset(repository, config, data_files=files, split=split)
     except Exception as error:  # the library raises many kinds: no network, no split, no access
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the data set {repository} cannot be loaded: {reason:.300}") from None
