@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,19 +52,6 @@ def paired(base: Any, other: Any, *, samples: int = SAMPLES, seed: int = 0) -> I
     table = np.stack([np.asarray(base, dtype=np.float64), np.asarray(other, dtype=np.float64)])
     drawn = means(table, samples=samples, seed=seed)
     return _percentiles(float(np.mean(table[1]) - np.mean(table[0])), drawn[:, 1] - drawn[:, 0])
-
-
-def statistic(
-    function: Callable[[NDArray[np.int64]], float],
-    count: int,
-    *,
-    samples: int = SAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Of any figure: function gets the indices [count] of a resample's questions."""
-    rng = np.random.default_rng(seed)
-    drawn = np.array([function(rng.integers(0, count, count)) for _ in range(samples)])
-    return _percentiles(function(np.arange(count)), drawn)
 
 
 def _percentiles(value: float, drawn: NDArray[np.float64]) -> Interval:
