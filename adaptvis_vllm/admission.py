@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.params import PREFIX, SteeringParams
+from adaptvis_vllm.preset import expand
 
 OPTION = "adaptvis"  # the key in vLLM's additional_config
 
 
 def server_defaults(vllm_config: Any) -> SteeringParams | None:
-    """The server-wide defaults, `additional_config={"adaptvis": {...}}`; ValueError if wrong."""
+    """The server-wide defaults, `additional_config={"adaptvis": {...}}`; ValueError if wrong.
+
+    Their `preset` may be a file, see `preset.expand`.
+    """
     values = (vllm_config.additional_config or {}).get(OPTION)
     if values is None:
         return None
     try:
-        return SteeringParams.from_dict(values)
+        return SteeringParams.from_dict(expand(values) if isinstance(values, Mapping) else values)
     except ValueError as error:
         raise ValueError(f"additional_config['{OPTION}']: {error}") from None
 

@@ -69,8 +69,6 @@ def generate(argv: Sequence[str]) -> int:
     early.add_argument("--runner", choices=("v1", "v2"))
     known, argv = early.parse_known_args(argv)
     chosen = known.runner
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if chosen == "v2" and not _has_gpu():
         from adaptvis_vllm.runner import interpreted
 
@@ -79,26 +77,22 @@ def generate(argv: Sequence[str]) -> int:
     elif chosen is not None:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(chosen == "v2"))
 
-    from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from adaptvis_vllm.options import engine_options, engine_parser, make_llm
 
-    parser = FlexibleArgumentParser(
-        prog="adaptvis generate",
-        description=f"{generate.__doc__} --runner v1|v2 chooses vLLM's model runner; v2 on a "
-        "CPU runs in Triton's interpreter. All engine options of vLLM are accepted.",
+    parser = engine_parser(
+        "adaptvis generate",
+        f"{generate.__doc__} --runner v1|v2 chooses vLLM's model runner; v2 on a "
+        "CPU runs in Triton's interpreter.",
     )
     _file_options(parser)
-    EngineArgs.add_cli_args(parser)
+    engine_options(parser)
     args = parser.parse_args(argv)
     _check_files(args)
 
-    from adaptvis_vllm.offline import RowRunner, cache_bytes
+    from adaptvis_vllm.offline import RowRunner
     from adaptvis_vllm.rows import read_lines
 
-    args.kv_cache_memory_bytes = cache_bytes(args.kv_cache_memory_bytes)
-    llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
-    runner = RowRunner(llm, args.input.parent, args.logprobs)
+    runner = RowRunner(make_llm(args), args.input.parent, args.logprobs)
     return _write(args, runner.run(read_lines(args.input)))
 
 
@@ -125,6 +119,20 @@ def batch(argv: Sequence[str]) -> int:
     from adaptvis_vllm.batch import command
 
     return command.main(argv, batch.__doc__ or "")
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Score a model on a benchmark: without steering, with ScalingVis and with AdaptVis."""
+    from adaptvis_vllm.evaluation import command
+
+    return command.main(argv, evaluate.__doc__ or "")
+
+
+def calibrate(argv: Sequence[str]) -> int:
+    """Find alpha and threshold for a model and data, and write a preset file."""
+    from adaptvis_vllm.evaluation.calibration import command
+
+    return command.main(argv, calibrate.__doc__ or "")
 
 
 def bench(argv: Sequence[str]) -> int:
@@ -174,6 +182,8 @@ COMMANDS = {
     "doctor": doctor,
     "generate": generate,
     "batch": batch,
+    "eval": evaluate,
+    "calibrate": calibrate,
     "reference": reference,
     "bench": bench,
 }

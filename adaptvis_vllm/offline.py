@@ -28,8 +28,16 @@ class RowRunner:
 
     def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """values: decoded lines (`rows.read_lines`). A bad row becomes an error row."""
+        for row_id, result in self.outputs(values):
+            if isinstance(result, str):
+                yield output_row(row_id, error=result)
+            else:
+                yield output_row(row_id, result, logprobs=self.logprobs is not None)
+
+    def outputs(self, values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """The same as (row id, finished vLLM `RequestOutput`, or why there is none)."""
         source = iter(values)
-        done: dict[int, dict[str, Any]] = {}
+        done: dict[int, tuple[Any, Any]] = {}
         running: dict[str, tuple[int, Any]] = {}
         taken = written = 0
         more = True
@@ -44,15 +52,13 @@ class RowRunner:
                     row = parse_row(value, self.folder, self.defaults)
                     running[self.enqueue(row)] = (taken, row_id)
                 except Exception as error:  # nothing is queued yet: the row alone is at fault
-                    done[taken] = output_row(row_id, error=sentence(error))
+                    done[taken] = row_id, sentence(error)
                 taken += 1
             if running:
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         number, row_id = running.pop(output.request_id)
-                        done[number] = output_row(
-                            row_id, output, logprobs=self.logprobs is not None
-                        )
+                        done[number] = row_id, output
             while written in done:
                 yield done.pop(written)
                 written += 1

@@ -72,6 +72,7 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
     """A checked row; ValueError names the field.
 
     folder: what paths are relative to. defaults: the engine's, for what `adaptvis` leaves out.
+    In Python, images may be pictures and `adaptvis` a `SteeringParams`.
     """
     if isinstance(value, ValueError):
         raise value
@@ -106,8 +107,8 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
         prompt=prompt,
         messages=messages,
         images=images,
-        steering=None
-        if steering is None
+        steering=steering
+        if steering is None or isinstance(steering, SteeringParams)
         else SteeringParams.from_dict(steering, defaults=defaults),
         max_tokens=_whole("max_tokens", value.get("max_tokens", 16), 1),
         temperature=_temperature(value.get("temperature", 0)),
@@ -116,7 +117,14 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
 
 
 def load_image(source: Any, folder: Path, field: str) -> Image.Image:
-    """An RGB picture from a path, URL, data URI or a file's bytes; ValueError names the field."""
+    """An RGB picture from a path, URL, data URI, a file's bytes or a picture of any mode.
+
+    ValueError names the field.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, Path):
+        source = str(source)
     if isinstance(source, Mapping):  # how Hugging Face data sets store pictures in Parquet
         source = source.get("bytes") or source.get("path")
     if not isinstance(source, str | bytes) or not source:

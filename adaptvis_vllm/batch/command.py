@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STEERING = ("mode", "alpha", "alpha_low", "alpha_high", "threshold", "preset", "layers")
+from adaptvis_vllm.options import (
+    engine_options,
+    engine_parser,
+    given_steering,
+    steered_config,
+    steering_options,
+)
 
 
 def main(argv: Sequence[str], doc: str) -> int:
     """0: all rows answered; 3: some are error rows. Failures are raised."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(
-        prog="adaptvis batch",
-        description=f"{doc} All engine options of vLLM are accepted.",
-    )
+    parser = engine_parser("adaptvis batch", doc)
     _options(parser)
-    EngineArgs.add_cli_args(parser)
-    parser.set_defaults(model=None)
+    engine_options(parser)
     args = parser.parse_args(list(argv))
     settings = _settings(args, EngineArgs)
 
@@ -68,18 +66,11 @@ def _options(parser: ArgumentParser) -> None:
     rows.add_argument("--question")
     rows.add_argument("--max-tokens", type=int)
     rows.add_argument("--temperature", type=float)
-    steering = parser.add_argument_group("steering of rows that do not say otherwise")
-    steering.add_argument("--mode", choices=("off", "scaling", "adaptive"))
-    for name in ("alpha", "alpha-low", "alpha-high", "threshold"):
-        steering.add_argument(f"--{name}", type=float)
-    steering.add_argument("--preset")
-    steering.add_argument("--layers")
+    steering_options(parser, "steering of rows that do not say otherwise")
 
 
 def _settings(args: Namespace, engine_args: Any) -> Any:
-    from adaptvis_vllm.admission import OPTION
     from adaptvis_vllm.batch.job import Settings
-    from adaptvis_vllm.params import SteeringParams
 
     if args.workers < 0:
         raise ValueError(f"--workers must be >= 0, not {args.workers}")
@@ -87,16 +78,12 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
         raise ValueError("--model is needed")
     if Path(args.model).is_dir():  # workers may have another working directory
         args.model = str(Path(args.model).resolve())
-    given = {n: getattr(args, n) for n in STEERING if getattr(args, n) is not None}
     chosen = engine_args.from_cli_args(args)
     plain = engine_args(model=chosen.model)
     engine = {k: v for k, v in vars(chosen).items() if k == "model" or v != getattr(plain, k, None)}
-    extra = dict(engine.get("additional_config") or {})
-    if given:
-        if extra.get(OPTION) is not None:
-            raise ValueError("steering is given twice: in --additional-config and as options")
-        SteeringParams.from_dict(given)
-        engine["additional_config"] = {**extra, OPTION: given}
+    config = steered_config(engine.get("additional_config"), given_steering(args))
+    if config:
+        engine["additional_config"] = config
     columns = {}
     for pair in args.column:
         name, equals, column = pair.partition("=")

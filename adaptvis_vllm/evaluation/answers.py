@@ -1,0 +1,135 @@
+"""Answers of an engine to a benchmark's questions, each under several steerings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from adaptvis_vllm.evaluation.question import Question, Source
+from adaptvis_vllm.offline import RowRunner
+from adaptvis_vllm.params import Off, SteeringParams
+from adaptvis_vllm.rows import load_image, output_row
+
+MAX_TOKENS = 100  # of an answer, as in the paper's code
+LOADERS = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine said, greedily.
+
+    report: `report.Report` as a dict. logprobs: per token its [token id, logprob]s, best
+    first; None unless asked for. computed: tokens that the engine computed for it, those of
+    the prompt that the prefix cache did not hold included; after a preemption some more.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    report: Mapping[str, Any]
+    logprobs: Sequence[Any] | None = None
+    computed: int = 0
+
+
+def answer(
+    llm: Any,
+    questions: Sequence[Question],
+    steerings: Sequence[SteeringParams | None],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    logprobs: int | None = None,
+    chat: bool = False,
+    progress: bool = False,
+) -> list[list[Answer]]:
+    """[len(questions)][len(steerings)] answers.
+
+    llm: a vLLM `LLM`. A steering of None is `Off()`: no engine default applies. The requests
+    go out question by question, so that the steerings of one question share its prompt
+    through the prefix cache. chat: use the chat template even where there is a raw prompt.
+    progress: a bar on stderr. ValueError names the question that cannot be answered.
+    """
+    from tqdm import tqdm
+
+    runner = RowRunner(llm, Path(), logprobs)
+    settings = [s or Off() for s in steerings]
+    outputs = runner.outputs(_rows(questions, settings, max_tokens, chat))
+    total = len(questions) * len(settings)
+    answers: list[list[Answer]] = [[] for _ in questions]
+    bar = tqdm(outputs, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
+    for number, (_, output) in enumerate(bar):
+        question = questions[number // len(settings)]
+        if isinstance(output, str):
+            raise ValueError(f"question {question.id}: {output}")
+        row = output_row(question.id, output, logprobs=logprobs is not None)
+        answers[number // len(settings)].append(
+            Answer(
+                row["text"],
+                tuple(row["token_ids"]),
+                row["adaptvis"],
+                row.get("logprobs"),
+                computed_tokens(output),
+            )
+        )
+    return answers
+
+
+def computed_tokens(output: Any) -> int:
+    """What a finished vLLM `RequestOutput` cost: the last token is sampled, never computed."""
+    prompt = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+    probe = output.adaptvis is not None and output.adaptvis["confidence"] is not None
+    return prompt + len(output.outputs[0].token_ids) - 1 + probe
+
+
+def check_images(questions: Sequence[Question]) -> None:
+    """Read every picture once, before an engine is started; ValueError names the first bad one.
+
+    Pictures behind URLs are left out.
+    """
+    local: dict[Any, tuple[str, Source]] = {}
+    for question in questions:
+        for source in question.images:
+            if not str(source).startswith(("http://", "https://")):
+                key = source if isinstance(source, str | Path) else id(source)
+                local.setdefault(key, (question.id, source))
+    with ThreadPoolExecutor(LOADERS) as pool:
+        futures = [pool.submit(_load, name, source) for name, source in local.values()]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _load(name: str, source: Source) -> None:
+    try:
+        load_image(source, Path(), "image")
+    except ValueError as error:
+        raise ValueError(f"question {name}: {error}") from None
+
+
+def _rows(
+    questions: Sequence[Question], steerings: Sequence[SteeringParams], max_tokens: int, chat: bool
+) -> Iterator[dict[str, Any] | ValueError]:
+    for question in questions:
+        try:
+            images: list[Image.Image] = [
+                load_image(source, Path(), "image") for source in question.images
+            ]
+        except ValueError as error:
+            yield error
+            return
+        text = {"question": question.question}
+        if question.prompt is not None and not chat:
+            text = {"prompt": question.prompt}
+        for steering in steerings:
+            yield {
+                "id": question.id,
+                **text,
+                "images": images,
+                "max_tokens": max_tokens,
+                "adaptvis": steering,
+            }

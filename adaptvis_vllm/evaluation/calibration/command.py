@@ -1,0 +1,175 @@
+"""The command `adaptvis calibrate`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptvis_vllm.evaluation import benchmarks, need
+from adaptvis_vllm.evaluation.question import Benchmark, Question
+from adaptvis_vllm.fields import SPANS
+from adaptvis_vllm.options import engine_options, engine_parser, make_llm
+from adaptvis_vllm.params import ScalingVis
+from adaptvis_vllm.preset import write_preset
+
+VALIDATION = "validation"
+CPU_BLOCK = 32  # the smallest of vLLM's CPU attention; what is shared ends at a block's end
+
+
+def main(argv: Sequence[str], doc: str) -> int:
+    """0 when the files are written, whatever the answer. Failures are raised."""
+    parser = engine_parser("adaptvis calibrate", doc)
+    _options(parser)
+    engine_options(parser)
+    args = parser.parse_args(list(argv))
+    if args.model is None:
+        raise ValueError("--model is needed")
+    need("jinja2", "matplotlib")
+
+    from adaptvis_vllm.evaluation.calibration.sweep import check_alphas
+
+    alphas = check_alphas(_numbers(args.alphas))
+    steering = ScalingVis(1.0, layers=args.layers, span=args.span)
+    benchmark = benchmarks.chosen(args)
+    split, tests = splits(benchmark, args.split, args.test)
+    questions = _select(benchmark, args, split)
+    others = {name: _select(benchmark, args, name) for name in tests}
+    folder = args.output
+    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"--output: {folder} must be a folder, new or not, in one that exists")
+
+    from adaptvis_vllm.evaluation.answers import check_images
+    from adaptvis_vllm.evaluation.calibration import plots, report
+    from adaptvis_vllm.evaluation.calibration.grid import best
+    from adaptvis_vllm.evaluation.calibration.selection import calibrate
+    from adaptvis_vllm.evaluation.calibration.sweep import sweep
+    from adaptvis_vllm.evaluation.calibration.transfer import transfer
+    from adaptvis_vllm.evaluation.command import facts
+
+    check_images([*questions, *(q for part in others.values() for q in part)])
+    llm = make_llm(args, **_small_blocks(args))
+    common = {"max_tokens": args.max_tokens, "chat": args.chat, "progress": True}
+    swept = sweep(
+        llm,
+        questions,
+        benchmark.scorer,
+        alphas,
+        layers=steering.layers,
+        span=steering.span,
+        **common,
+    )
+    table = swept.table
+    found = calibrate(table)
+    different = [c for c in found.candidates if c.family == "base" or c.params.mode != "off"]
+    transfers = {
+        name: transfer(llm, part, benchmark.scorer, different, **common)
+        for name, part in others.items()
+    }
+    outcome = report.Outcome(
+        benchmark.name, split, swept, found, transfers, facts(args, questions, llm)
+    )
+    drawn = plots.draw(table, best(table.scores, table.confidences, table.alphas))
+    _write(folder, outcome, drawn)
+    for part in (report.validation_table(outcome), *report.transfer_tables(outcome)):
+        print(part.text() + "\n")
+    print("\n".join([report.cost(outcome), report.resolution(outcome)]))
+    print("".join(f"warning: {warning}\n" for warning in found.warnings), end="")
+    print(report.verdict(outcome))
+    print(f"{folder / 'preset.json'}\n{folder / 'report.html'}\n{folder / 'calibration.json'}")
+    return 0
+
+
+def _write(folder: Path, outcome: Any, drawn: Any) -> None:
+    from dataclasses import asdict
+
+    from adaptvis_vllm.evaluation.calibration import report
+
+    plots_folder = folder / "plots"
+    plots_folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        svg = figure.content.replace("currentColor", "#1c2330")
+        (plots_folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    (folder / "report.html").write_text(report.page(outcome, drawn), encoding="utf-8")
+    text = json.dumps(report.as_json(outcome), ensure_ascii=False, indent=1)
+    (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
+    chosen = outcome.calibration.chosen
+    about = {
+        "benchmark": outcome.benchmark,
+        "split": outcome.split,
+        "model": outcome.facts["model"],
+        "questions": len(outcome.sweep.table.ids),
+        "accuracy": asdict(chosen.accuracy),
+        "gain": asdict(chosen.gain),
+        "warnings": list(outcome.calibration.warnings),
+    }
+    write_preset(folder / "preset.json", chosen.params, about)
+
+
+def _options(parser: Any) -> None:
+    from adaptvis_vllm.evaluation.calibration.sweep import ALPHAS
+
+    add = parser.add_argument
+    default = ",".join(f"{alpha:g}" for alpha in ALPHAS)
+    add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="for all files")
+    add("--alphas", default=default, metavar="LIST", help=f"1 is always among them; {default}")
+    add("--layers", default="all", help="that are steered, such as 0-31; default all")
+    add("--span", choices=SPANS, default=SPANS[0])
+    add(
+        "--test",
+        metavar="SPLITS",
+        help="to try the result on, with commas, or none; default: every other split",
+    )
+    benchmarks.data_options(parser)
+
+
+def splits(benchmark: Benchmark, split: str | None, test: str | None) -> tuple[str, list[str]]:
+    """(calibrated on, tested on). split: --split; test: --test.
+
+    Left out: validation, else all of a benchmark without splits; every split apart from it.
+    ValueError for one that does not exist, and for one that shares questions with it.
+    """
+    if split is None:
+        if benchmark.splits and VALIDATION not in benchmark.splits:
+            known = ", ".join(benchmark.splits)
+            raise ValueError(f"--split is needed: {benchmark.name} has {known}")
+        split = VALIDATION if benchmark.splits else "all"
+    benchmark.select(split)
+    count = len(benchmark.questions)
+    mine = set(range(count) if split == "all" else benchmark.splits[split])
+    apart = [name for name, rows in benchmark.splits.items() if not mine & set(rows)]
+    if test is None:
+        return split, apart
+    asked = [] if test == "none" else [name.strip() for name in test.split(",")]
+    for name in asked:
+        if name not in apart:
+            raise ValueError(
+                f"--test {name!r}: {benchmark.name} has no such split apart from {split}; it has "
+                f"{', '.join(apart) or 'none'}"
+            )
+    return split, asked
+
+
+def _select(benchmark: Benchmark, args: Namespace, split: str) -> tuple[Question, ...]:
+    return benchmarks.selected(benchmark, Namespace(**vars(args) | {"split": split}))
+
+
+def _numbers(text: str) -> list[Any]:
+    out: list[Any] = []
+    for part in text.split(","):
+        try:
+            out.append(float(part))
+        except ValueError:
+            raise ValueError(f"--alphas must be numbers with commas, not {text!r}") from None
+    return out
+
+
+def _small_blocks(args: Namespace) -> dict[str, Any]:
+    """Engine options of which the prefix cache shares the most."""
+    from vllm.platforms import current_platform
+
+    if args.block_size is None and current_platform.is_cpu():
+        return {"block_size": CPU_BLOCK}
+    return {}

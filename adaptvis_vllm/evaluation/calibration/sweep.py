@@ -1,0 +1,136 @@
+"""One pass over the questions that finds every answer and every confidence.
+
+The requests of a question follow one another and share its prompt through the prefix cache, so
+each alpha after the first computes only the block that holds the last prompt token, and its own
+answer. Confidences come from the engine's own probes: of the scaled requests one a measure is
+sent as an adaptive one whose two alphas are the same, which costs one token and reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptvis_vllm.evaluation.answers import Answer, answer
+from adaptvis_vllm.evaluation.calibration.table import PLAIN, SweepTable
+from adaptvis_vllm.evaluation.question import Question, Scorer
+from adaptvis_vllm.fields import CONFIDENCES, check_field
+from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
+
+# The published ones, and some on either side.
+ALPHAS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """table: what was found. plain_tokens: computed for the unsteered answers, which is what a
+    plain run of the questions costs; all_tokens: for all answers."""
+
+    table: SweepTable
+    plain_tokens: int
+    all_tokens: int
+
+    @property
+    def cost(self) -> float:
+        """In plain runs."""
+        return self.all_tokens / self.plain_tokens
+
+
+def check_alphas(values: Sequence[float]) -> tuple[float, ...]:
+    """Ascending, distinct, with `PLAIN`; ValueError unless there is another one, or for a bad
+    one."""
+    alphas = sorted({check_field("alpha", value, "") for value in values} | {PLAIN})
+    if len(alphas) < 2:
+        raise ValueError("alphas must hold another value than 1")
+    return tuple(alphas)
+
+
+def requests(
+    alphas: Sequence[float], layers: str | None = None, span: str = "embeddings"
+) -> list[tuple[float, SteeringParams]]:
+    """(alpha, steering) of each request of a question; the unsteered one comes first.
+
+    Where the grid is too short to carry all measures, requests with alpha 1 are added.
+    """
+    others: list[float | None] = [alpha for alpha in alphas if alpha != PLAIN]
+    others += [None] * (len(CONFIDENCES) - len(others))
+    out: list[tuple[float, SteeringParams]] = [(PLAIN, Off())]
+    for number, alpha in enumerate(others):
+        if number < len(CONFIDENCES):
+            both = PLAIN if alpha is None else alpha
+            kind = CONFIDENCES[number]
+            steering = AdaptVis(both, both, 0.5, confidence=kind, layers=layers, span=span)
+        else:
+            steering = ScalingVis(alpha, layers=layers, span=span)
+        out.append((PLAIN if alpha is None else alpha, steering))
+    return out
+
+
+def sweep(
+    llm: Any,
+    questions: Sequence[Question],
+    scorer: Scorer,
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    layers: str | None = None,
+    span: str = "embeddings",
+    max_tokens: int,
+    chat: bool = False,
+    progress: bool = False,
+) -> Sweep:
+    """Answer every question under every alpha.
+
+    llm: a vLLM `LLM` with prefix caching and small blocks. The rest as in `answer`.
+    ValueError for a question that steering cannot change: one without an image.
+    """
+    alphas = check_alphas(alphas)
+    sent = requests(alphas, layers, span)
+    rows = answer(
+        llm,
+        questions,
+        [steering for _, steering in sent],
+        max_tokens=max_tokens,
+        chat=chat,
+        progress=progress,
+    )
+    kept = [(0, sent[0][0])] + [(i, a) for i, (a, _) in enumerate(sent) if a != PLAIN]
+    columns = [i for i, _ in sorted(kept, key=lambda pair: pair[1])]
+    table = SweepTable(
+        ids=[question.id for question in questions],
+        alphas=np.array(alphas),
+        texts=[[row[i].text for i in columns] for row in rows],
+        scores=np.array(
+            [
+                [float(scorer(question, row[i].text)) for i in columns]
+                for question, row in zip(questions, rows, strict=True)
+            ]
+        ).reshape(len(rows), len(columns)),
+        confidences=_confidences(questions, rows, sent),
+        layers=layers,
+        span=span,
+    )
+    return Sweep(
+        table,
+        plain_tokens=sum(row[0].computed for row in rows),
+        all_tokens=sum(one.computed for row in rows for one in row),
+    )
+
+
+def _confidences(
+    questions: Sequence[Question],
+    rows: Sequence[Sequence[Answer]],
+    sent: Sequence[tuple[float, SteeringParams]],
+) -> dict[str, Any]:
+    """measure -> [Q] float32."""
+    out = {kind: np.empty(len(rows), np.float32) for kind in CONFIDENCES}
+    for number, (question, row) in enumerate(zip(questions, rows, strict=True)):
+        for (_, steering), found in zip(sent, row, strict=True):
+            if steering.mode != "adaptive":
+                continue
+            if not found.report["steered"]:
+                raise ValueError(f"question {question.id} is not steered: {found.report['reason']}")
+            out[steering.confidence][number] = found.report["confidence"]
+    return out

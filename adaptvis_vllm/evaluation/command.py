@@ -1,0 +1,90 @@
+"""The command `adaptvis eval`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptvis_vllm.evaluation import benchmarks, need
+from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
+from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.evaluation.scoring import check_scorer
+from adaptvis_vllm.options import engine_options, engine_parser, make_llm, steering_options
+
+
+def main(argv: Sequence[str], doc: str) -> int:
+    """0 when every question is answered. Failures are raised."""
+    parser = engine_parser("adaptvis eval", doc)
+    _options(parser)
+    engine_options(parser)
+    args = parser.parse_args(list(argv))
+    if args.model is None:
+        raise ValueError("--model is needed")
+    need("jinja2", "matplotlib")
+    benchmark = benchmarks.chosen(args)
+    questions = benchmarks.selected(benchmark, args)
+    methods = chosen_methods(args, benchmark)
+    split = args.split or benchmark.split
+    output = args.output or Path(f"eval_{benchmark.name}_{split}.json")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: no such folder {output.parent}")
+    if output.suffix == ".html":
+        raise ValueError(f"--output: {output} names the JSON file; the page is put beside it")
+
+    from adaptvis_vllm.evaluation.answers import answer, check_images
+    from adaptvis_vllm.evaluation.report import page
+    from adaptvis_vllm.evaluation.results import Evaluation, as_json, judge, summary_table
+
+    check_images(questions)
+    check_scorer(benchmark.scorer, questions)
+    llm = make_llm(args)
+    answers = answer(
+        llm,
+        questions,
+        list(methods.values()),
+        max_tokens=args.max_tokens,
+        chat=args.chat,
+        progress=True,
+    )
+    outcomes = judge(benchmark, questions, methods, answers)
+    evaluation = Evaluation(benchmark, split, questions, outcomes, facts(args, questions, llm))
+    output.write_text(json.dumps(as_json(evaluation), ensure_ascii=False, indent=1) + "\n")
+    html = output.with_suffix(".html")
+    html.write_text(page(evaluation), encoding="utf-8")
+    print(f"{benchmark.name}, {split}, {len(questions)} questions, {args.model}")
+    print(summary_table(evaluation).text())
+    print(f"{output}\n{html}")
+    return 0
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("-o", "--output", type=Path, help="JSON; the HTML report is put beside it")
+    parser.add_argument(
+        "--methods", metavar="LIST", help=f"of {','.join(METHODS)}; default: all with a setting"
+    )
+    benchmarks.data_options(parser)
+    steering_options(parser, "steering; default: the benchmark's published preset", mode=False)
+
+
+def facts(args: Namespace, questions: Sequence[Question], llm: Any) -> dict[str, Any]:
+    """What a report says of its run: model, questions, prompts, versions."""
+    from importlib.metadata import version
+
+    import vllm
+
+    raw = not args.chat and any(q.prompt is not None for q in questions)
+    dtype = llm.llm_engine.vllm_config.model_config.dtype
+    return {
+        "model": str(args.model),
+        "questions": len(questions),
+        "data": args.data or "Hugging Face hub",
+        "prompts": "raw, as given" if raw else "chat template",
+        "scorer": args.scorer or "the benchmark's",
+        "tokens an answer": f"at most {args.max_tokens}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "vllm": vllm.__version__,
+        "adaptvis-vllm": version("adaptvis-vllm"),
+    }

@@ -1,0 +1,152 @@
+"""The sweep on real engines: its table is what the settings do, and what it costs."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import all_plots_visible, measure, needs_chromium, screenshot
+from calibration_cases import questions, write_questions
+
+from adaptvis_vllm import AdaptVis, Off, ScalingVis, cli
+from adaptvis_vllm.evaluation.answers import answer
+from adaptvis_vllm.evaluation.calibration import command
+from adaptvis_vllm.evaluation.calibration.grid import GAP, thresholds
+from adaptvis_vllm.evaluation.calibration.sweep import Sweep, sweep
+from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.evaluation.scoring import contains
+from adaptvis_vllm.fields import CONFIDENCES
+from adaptvis_vllm.preset import read_preset
+
+GRID = (0.3, 0.5, 1.0, 2.0, 3.0)
+TOKENS = 6
+ARTEFACTS = Path(__file__).parent.parent / "out/tests"
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Question]:
+    return questions(20)
+
+
+@pytest.fixture(scope="module")
+def swept(engine: Any, asked: list[Question]) -> Sweep:
+    assert engine.reset_prefix_cache()
+    return sweep(engine, asked, contains, GRID, max_tokens=TOKENS)
+
+
+@pytest.mark.parametrize("kind", CONFIDENCES)
+def test_table_equals_running_the_setting(
+    engine: Any, asked: list[Question], swept: Sweep, kind: str
+) -> None:
+    """Answer by answer, under thresholds that divide the questions at several places."""
+    table = swept.table
+    at = thresholds(table.confidences[kind])
+    settings = [
+        AdaptVis(low, high, float(at[int(share * (len(at) - 1))]), confidence=kind)
+        for low, high, share in ((0.3, 3.0, 0.5), (3.0, 0.5, 0.2), (1.0, 2.0, 0.8), (2.0, 0.3, 0))
+    ]
+    settings += [AdaptVis(0.3, 3.0, t, confidence=kind) for t in (0.0, 1.0)]
+    assert engine.reset_prefix_cache()
+    rows = answer(engine, asked, settings, max_tokens=TOKENS)
+    changed = 0
+    for column, params in enumerate(settings):
+        chosen = table.chosen(params)
+        for number, row in enumerate(rows):
+            found = row[column]
+            assert found.text == table.texts[number][chosen[number]]
+            assert found.report["alpha"] == table.alphas[chosen[number]]
+            near = table.confidences[kind][number]
+            assert found.report["confidence"] == pytest.approx(near, abs=GAP / 5)
+            changed += found.text != table.texts[number][table.plain]
+        assert [contains(q, r[column].text) for q, r in zip(asked, rows, strict=True)] == (
+            table.scores_of(params) == 1
+        ).tolist()
+    assert changed > 20  # the settings do change answers
+
+
+def test_single_alphas_and_the_base_equal_running_them(
+    engine: Any, asked: list[Question], swept: Sweep
+) -> None:
+    """Those that carried a confidence's probe included; in another order, on a warm cache."""
+    table = swept.table
+    settings = [Off() if alpha == 1 else ScalingVis(alpha) for alpha in GRID[::-1]]
+    rows = answer(engine, asked[::-1], settings, max_tokens=TOKENS)
+    texts = [[one.text for one in row[::-1]] for row in rows[::-1]]
+    assert texts == [list(row) for row in table.texts]
+
+
+def test_confidences_agree_with_log_probabilities(
+    engine: Any, asked: list[Question], swept: Sweep
+) -> None:
+    """Of the unsteered answers, as vLLM itself reports them."""
+    import math
+
+    rows = answer(engine, asked, [Off()], max_tokens=1, logprobs=2)
+    for number, (found,) in enumerate(rows):
+        assert found.logprobs is not None
+        first, second = (math.exp(logprob) for _, logprob in found.logprobs[0][:2])
+        confidence = {kind: swept.table.confidences[kind][number] for kind in CONFIDENCES}
+        assert confidence["max_prob"] == pytest.approx(first, abs=1e-5)
+        assert confidence["margin"] == pytest.approx(first - second, abs=1e-5)
+        assert 0 < confidence["entropy"] < 1
+
+
+def test_text_only_questions_are_refused(engine: Any) -> None:
+    lost = Question(id="q7", images=(), question="Where?", answer="here")
+    with pytest.raises(ValueError, match="question q7 is not steered: no image"):
+        sweep(engine, [lost], contains, GRID, max_tokens=1)
+
+
+def test_short_grids_find_every_confidence(
+    engine: Any, asked: list[Question], swept: Sweep
+) -> None:
+    short = sweep(engine, asked[:4], contains, (2.0,), max_tokens=TOKENS).table
+    assert short.alphas.tolist() == [1.0, 2.0]
+    for kind in CONFIDENCES:
+        assert short.confidences[kind] == pytest.approx(swept.table.confidences[kind][:4], abs=1e-6)
+
+
+# -- the command ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The command's folder, on the module's engine, and what it printed."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    write_questions(folder / "data", "validation", 16)
+    write_questions(folder / "data", "plain", 6, first=16)
+    words = ["--data", str(folder / "data"), "--model", "tiny", "-o", str(folder / "out")]
+    words += ["--alphas", "0.3,0.5,2,3", "--max-tokens", "3"]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(command, "make_llm", lambda args, **overrides: engine)
+        assert cli.main(["calibrate", *words]) == 0
+    return folder / "out", printed.getvalue()
+
+
+def test_command(calibrated: tuple[Path, str]) -> None:
+    out, printed = calibrated
+    assert "validation: 16 questions" in printed
+    assert "plain, which took no part" in printed
+    assert "warning: 16 questions are few" in printed
+    content = json.loads((out / "calibration.json").read_text())
+    assert content["alphas"] == [0.3, 0.5, 1.0, 2.0, 3.0]
+    assert content["tokens"]["all"] > content["tokens"]["plain"] > 0
+    assert content["transfer"]["plain"][0]["family"] == "base"
+    params = read_preset(out / "preset.json")
+    chosen = next(c for c in content["candidates"] if c["family"] == content["chosen"])
+    assert chosen["params"] == vars(params)
+    names = {path.stem for path in (out / "plots").iterdir()}
+    assert {"alpha", "confidence", "reliability", "risk_coverage"} <= names
+
+
+@needs_chromium
+def test_page_shows_every_plot(calibrated: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = calibrated
+    plots = len(list((out / "plots").iterdir()))
+    all_plots_visible(measure(out / "report.html", tmp_path), least=plots)
+    screenshot(out / "report.html", ARTEFACTS / "calibration.png", tmp_path)
