@@ -127,6 +127,13 @@ def batch(argv: Sequence[str]) -> int:
     return command.main(argv, batch.__doc__ or "")
 
 
+def serve(argv: Sequence[str]) -> int:
+    """Serve a model over the OpenAI API with vLLM, on this machine or on Ray."""
+    from adaptvis_vllm.serving import command
+
+    return command.main(argv, serve.__doc__ or "")
+
+
 def _file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
@@ -163,7 +170,13 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-COMMANDS = {"doctor": doctor, "generate": generate, "batch": batch, "reference": reference}
+COMMANDS = {
+    "doctor": doctor,
+    "serve": serve,
+    "generate": generate,
+    "batch": batch,
+    "reference": reference,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
