@@ -88,6 +88,11 @@ HOOKS: tuple[Hook, ...] = (
         "scheduling:key_steered_blocks",
         "the same for KV cache events, which import it by name",
     ),
+    Hook(
+        "vllm.v1.executor.abstract:Executor.get_class",
+        "serving.cluster.ray_cpu:executor_class",
+        "Ray executor on a CPU",
+    ),
     # Worker
     Hook(
         "vllm.v1.worker.utils:AttentionGroup.build_metadata",
@@ -147,6 +152,8 @@ NEEDS: tuple[str, ...] = (
     "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl",
     "vllm.v1.attention.backends.flashinfer:FlashInferImpl",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl",
+    "vllm.v1.executor.ray_executor_v2:RayExecutorV2",
+    "vllm.v1.executor.ray_executor_v2:RayWorkerProc",
     "vllm.v1.request:Request.update_block_hashes",
 )
 
