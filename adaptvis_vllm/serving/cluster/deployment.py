@@ -86,8 +86,9 @@ def uses_ray(args: argparse.Namespace) -> bool:
 
 def from_command(arguments: dict[str, Any]) -> serve.Application:
     """`adaptvis_vllm.serving.cluster.app`."""
-    from adaptvis_vllm.serving.command import parse
+    from adaptvis_vllm.serving.command import allowed_plugins, parse
 
+    os.environ["VLLM_PLUGINS"] = allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     unknown = sorted(arguments.keys() - {"serve"})
     line = arguments.get("serve")
     if unknown or not isinstance(line, str | list):

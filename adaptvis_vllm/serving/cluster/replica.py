@@ -74,11 +74,10 @@ class Replica:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         self.engine = await self.closing.enter_async_context(build_async_engine_client(self.args))
         app = await build(self.engine, self.args)
-        app.add_middleware(Named, name=serve.get_replica_context().replica_id.unique_id)
         watchdog = Watchdog(self.engine)
         app.state.server = watchdog
         self.watch = asyncio.create_task(watchdog.run())
-        return app
+        return Named(app, serve.get_replica_context().replica_id.unique_id)
 
     async def check_health(self) -> None:
         await self.engine.check_health()

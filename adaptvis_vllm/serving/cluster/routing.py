@@ -21,7 +21,8 @@ CALLBACK = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "adaptvis_vllm.serving.cluster.routing.middlewares"
 }
 HEADER = b"x-session-id"  # Serve's default, RAY_SERVE_SESSION_ID_HEADER_KEY
-_PICTURES = ("image_url", "input_image", "image")
+# Where chat messages and /adaptvis/sweep have them.
+_PICTURES = ("image_url", "image", "images")
 
 
 def middlewares() -> list[Middleware]:
@@ -44,6 +45,8 @@ def _first_picture(value: Any) -> str | None:
     if isinstance(value, dict):
         for name in _PICTURES:
             picture = value.get(name)
+            if picture and isinstance(picture, list):
+                picture = picture[0]
             if isinstance(picture, dict):
                 picture = picture.get("url")
             if picture and isinstance(picture, str):

@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from typing import Any, NoReturn
 
 from ray import serve
@@ -17,6 +18,7 @@ from adaptvis_vllm.serving.cluster.deployment import NAME, application, cpus_her
 from adaptvis_vllm.serving.cluster.options import check
 from adaptvis_vllm.serving.cluster.routing import CALLBACK
 
+STOP_S = 30.0  # an idle replica's
 OBJECT_STORE = 2**28  # bytes; requests and answers do not go through it
 
 
@@ -47,11 +49,21 @@ def run(args: argparse.Namespace, replicas: int, ray_address: str | None) -> int
                 print(f"ready: {replicas} replicas at {host}:{args.port}", flush=True)
                 threading.Event().wait()
             finally:
-                # Others may have applications in the cluster's Serve.
-                serve.shutdown() if own else serve.delete(NAME)
+                end(args.drain_timeout)
+                if own:  # others may have applications in the cluster's Serve
+                    serve.shutdown()
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def end(drain: float) -> None:
+    """Delete the application; the proxies live on until its replicas have answered."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve.delete(NAME, _blocking=False)
+    deadline = time.monotonic() + drain + STOP_S
+    while NAME in serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def interrupt(*_: Any) -> NoReturn:
