@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STEERING = ("mode", "alpha", "alpha_low", "alpha_high", "threshold", "preset", "layers")
+from adaptvis_vllm.options import add_steering, take_steering
 
 
 def main(argv: Sequence[str], doc: str) -> int:
@@ -68,18 +68,12 @@ def _options(parser: ArgumentParser) -> None:
     rows.add_argument("--question")
     rows.add_argument("--max-tokens", type=int)
     rows.add_argument("--temperature", type=float)
-    steering = parser.add_argument_group("steering of rows that do not say otherwise")
-    steering.add_argument("--mode", choices=("off", "scaling", "adaptive"))
-    for name in ("alpha", "alpha-low", "alpha-high", "threshold"):
-        steering.add_argument(f"--{name}", type=float)
-    steering.add_argument("--preset")
-    steering.add_argument("--layers")
+    add_steering(parser, "steering of rows that do not say otherwise")
 
 
 def _settings(args: Namespace, engine_args: Any) -> Any:
     from adaptvis_vllm.admission import OPTION
     from adaptvis_vllm.batch.job import Settings
-    from adaptvis_vllm.params import SteeringParams
 
     if args.workers < 0:
         raise ValueError(f"--workers must be >= 0, not {args.workers}")
@@ -87,7 +81,7 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
         raise ValueError("--model is needed")
     if Path(args.model).is_dir():  # workers may have another working directory
         args.model = str(Path(args.model).resolve())
-    given = {n: getattr(args, n) for n in STEERING if getattr(args, n) is not None}
+    given = take_steering(args)
     chosen = engine_args.from_cli_args(args)
     plain = engine_args(model=chosen.model)
     engine = {k: v for k, v in vars(chosen).items() if k == "model" or v != getattr(plain, k, None)}
@@ -95,7 +89,6 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
     if given:
         if extra.get(OPTION) is not None:
             raise ValueError("steering is given twice: in --additional-config and as options")
-        SteeringParams.from_dict(given)
         engine["additional_config"] = {**extra, OPTION: given}
     columns = {}
     for pair in args.column:

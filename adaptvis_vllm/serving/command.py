@@ -17,10 +17,8 @@ def main(argv: Sequence[str], doc: str) -> int:
     """Serve until stopped. ValueError, before anything is loaded, for wrong options."""
     os.environ["VLLM_PLUGINS"] = allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
 
-    cli_env_setup()
     args, replicas, ray_address = parse(argv, doc)
     configure_logging_from_args(args)
     command = ServeSubcommand()
@@ -74,7 +72,10 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
             f"steering is given twice: as options ({', '.join(given)}) and in --additional-config"
         )
     if config.get(OPTION) is not None:
-        SteeringParams.from_dict(config[OPTION])
+        try:
+            SteeringParams.from_dict(config[OPTION])
+        except ValueError as error:
+            raise ValueError(f"--additional-config: {error}") from None
     if given:
         args.additional_config = {**config, OPTION: given}
     engines = replicas * (args.data_parallel_size_local or args.data_parallel_size)
@@ -91,7 +92,11 @@ def environment(engines: int = 1) -> dict[str, str]:
     """
     from vllm.platforms import current_platform
 
-    chosen = {"VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    chosen = {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # as `vllm serve` does
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     if current_platform.is_cpu():
         chosen["TORCHDYNAMO_DISABLE"] = "1"
         if engines > 1:
