@@ -93,9 +93,9 @@ class Sweep:
 
     def requests(self, request: SweepRequest) -> list[ChatCompletionRequest]:
         """The unsteered request and one for each alpha; all is checked before one is sent."""
-        for i, alpha in enumerate(request.alphas):
+        for i, value in enumerate(request.alphas):
             try:
-                check_field("alpha", alpha, "")
+                check_field("alpha", value, "")
             except ValueError as error:
                 text = str(error).removeprefix("alpha ")
                 raise _wrong(f"alphas[{i}]", text) from None
@@ -117,7 +117,7 @@ class Sweep:
         }
         if "temperature" not in request.model_fields_set:
             changes["temperature"] = 0.0
-        out = []
+        out: list[ChatCompletionRequest] = []
         for i, alpha in enumerate([None, *request.alphas]):
             own: dict[str, Any] = {f"{PREFIX}mode": "off" if alpha is None else "scaling"}
             if alpha is not None:
