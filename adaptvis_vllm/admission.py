@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL import Image
 from vllm.exceptions import VLLMValidationError
 
 from adaptvis_vllm.compat import refuse_config, steerable_model
+from adaptvis_vllm.fields import BadParameter, show, word
 from adaptvis_vllm.params import PREFIX, SteeringParams
 from adaptvis_vllm.preset import expand
+from adaptvis_vllm.serving import metrics
 
 OPTION = "adaptvis"  # the key in vLLM's additional_config
 
@@ -31,6 +34,16 @@ def server_defaults(vllm_config: Any) -> SteeringParams | None:
 class Refused(VLLMValidationError, ValueError):
     """HTTP 400 in a server (other ValueErrors are 500 there), a ValueError offline."""
 
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # vLLM's would repeat the parameter
+
+
+def refused(error: ValueError) -> Refused:
+    """The error that ends a request, counted."""
+    field = getattr(error, "field", "")
+    metrics.count_refused(field)
+    return Refused(str(error), parameter=PREFIX + field if field else None)
+
 
 class Admission:
     """Resolves the parameters of every request of one engine.
@@ -39,6 +52,7 @@ class Admission:
     """
 
     def __init__(self, vllm_config: Any) -> None:
+        metrics.get()
         self.defaults = server_defaults(vllm_config)
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
@@ -61,11 +75,14 @@ class Admission:
                 return params
             params.layer_set(self.num_layers, prefix=PREFIX)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise refused(error) from None
         if resumable and params.mode != "off":
-            raise Refused(
-                f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
-                "fixed last prompt token; only 'off' is possible"
+            raise refused(
+                BadParameter(
+                    f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
+                    "fixed last prompt token; only 'off' is possible",
+                    "mode",
+                )
             )
         return params
 
@@ -102,6 +119,55 @@ def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
     return generate
 
 
+def check_body(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `to_sampling_params` of HTTP requests.
+
+    vLLM ignores fields that it does not know: ours outside `vllm_xargs` would leave the
+    request unsteered. Others' parameters must survive the way to the engine.
+    """
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for key in self.model_extra or ():
+            if key.lower().startswith(OPTION):
+                raise refused(BadParameter(f"{word(key)} must be inside vllm_xargs"))
+        for key, value in (self.vllm_xargs or {}).items():
+            if not key.startswith(PREFIX):
+                for item in (key, *(value if isinstance(value, list) else [value])):
+                    if not _sendable(item):
+                        raise Refused(
+                            f"{word(key)} must be Unicode text or fit 64 bits, not {show(item)}",
+                            parameter=word(key),
+                        )
+        return original(self, *args, **kwargs)
+
+    return to_sampling_params
+
+
+def refuse_image(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MediaConnector.fetch_image_async`: what is wrong with the picture that a request
+    names is no error of the server. A host that does not answer remains one, to be retried.
+    """
+
+    async def fetch_image_async(self: Any, image_url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await original(self, image_url, *args, **kwargs)
+        except (Image.DecompressionBombError, NotImplementedError) as error:
+            raise Refused(str(error), parameter="image_url") from error
+        except RuntimeError as error:
+            if image_url[:5].lower() != "file:":
+                raise
+            raise Refused(str(error), parameter="image_url") from error
+
+    return fetch_image_async
+
+
+def _sendable(item: Any) -> bool:
+    """MessagePack takes Unicode text and integers of 64 bits."""
+    if isinstance(item, int):
+        return -(2**63) <= item < 2**64
+    return str(item).encode(errors="ignore").decode() == str(item)
+
+
 def refuse_beam_request(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `to_beam_search_params` of HTTP requests, which drops their `vllm_xargs`."""
 
@@ -109,7 +175,7 @@ def refuse_beam_request(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             params = SteeringParams.from_flat(self.vllm_xargs)
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise refused(error) from None
         _refuse_beams(params, f"{PREFIX}mode")
         return original(self, *args, **kwargs)
 
@@ -132,7 +198,8 @@ def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_beams(params: SteeringParams | None, field: str) -> None:
     """Each step of a beam search is a request whose last prompt token is a generated one."""
     if params is not None and params.mode != "off":
-        raise Refused(f"{field} is {params.mode!r}, but beam search cannot be steered")
+        message = f"{field} is {params.mode!r}, but beam search cannot be steered"
+        raise refused(BadParameter(message, "mode"))
 
 
 def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -121,6 +121,13 @@ def batch(argv: Sequence[str]) -> int:
     return command.main(argv, batch.__doc__ or "")
 
 
+def serve(argv: Sequence[str]) -> int:
+    """Serve a model over the OpenAI API with vLLM, on this machine or on Ray."""
+    from adaptvis_vllm.serving import command
+
+    return command.main(argv, serve.__doc__ or "")
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """Score a model on a benchmark: without steering, with ScalingVis and with AdaptVis."""
     from adaptvis_vllm.evaluation import command
@@ -180,6 +187,7 @@ def _has_gpu() -> bool:
 
 COMMANDS = {
     "doctor": doctor,
+    "serve": serve,
     "generate": generate,
     "batch": batch,
     "eval": evaluate,

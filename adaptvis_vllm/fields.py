@@ -43,6 +43,14 @@ SCALING_PRESETS: dict[str, float] = {
 PRESETS = tuple(SCALING_PRESETS)
 
 
+class BadParameter(ValueError):
+    """A wrong steering parameter. field: its name without prefix, "" if there is no such field."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def check_field(name: str, value: Any, prefix: str) -> Any:
     """The value of one field in its canonical form, or ValueError."""
     full = prefix + name
@@ -50,8 +58,8 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
     if name in choices:
         if not isinstance(value, str) or value not in choices[name]:
             hint = nearest(value, choices[name], "") if isinstance(value, str) else ""
-            raise ValueError(
-                f"{full} must be one of {', '.join(choices[name])}, not {show(value)}{hint}"
+            raise BadParameter(
+                f"{full} must be one of {', '.join(choices[name])}, not {show(value)}{hint}", name
             )
         return value
     if name == "layers":
@@ -60,18 +68,20 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
         if isinstance(value, str) and value == "none":
             return None
         if not _is_int(value) or not 0 <= value <= DECIMALS_MAX:
-            raise ValueError(
+            raise BadParameter(
                 f"{full} must be a whole number from 0 to {DECIMALS_MAX}, or 'none', "
-                f"not {show(value)}"
+                f"not {show(value)}",
+                name,
             )
         return int(value)
     if name == "threshold":
         if not _is_number(value) or not 0 <= value <= 1:
-            raise ValueError(f"{full} must be a number from 0 to 1, not {show(value)}")
+            raise BadParameter(f"{full} must be a number from 0 to 1, not {show(value)}", name)
         return float(value)
     if not _is_number(value) or not ALPHA_MIN <= value <= ALPHA_MAX:
-        raise ValueError(
-            f"{full} must be a number greater than 0 and at most {ALPHA_MAX:g}, not {show(value)}"
+        raise BadParameter(
+            f"{full} must be a number greater than 0 and at most {ALPHA_MAX:g}, not {show(value)}",
+            name,
         )
     return float(value)
 
@@ -86,9 +96,10 @@ def _canonical_layers(value: Any, full: str) -> str | None:
             raise ValueError
         chosen = sorted(layer_indices(",".join(str(i) for i in items)))
     except ValueError:
-        raise ValueError(
+        raise BadParameter(
             f"{full} must be layer numbers such as '0-31' or '0,2,5-7' (at most {LAYER_MAX}), "
-            f"or 'all', not {show(value)}"
+            f"or 'all', not {show(value)}",
+            "layers",
         ) from None
     ranges: list[list[int]] = []
     for i in chosen:
@@ -128,6 +139,11 @@ def show(value: Any) -> str:
     """repr, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def word(name: str) -> str:
+    """A parameter's name, for an error message: what is not printable or long is shown."""
+    return name if name.isprintable() and len(name) <= 60 else show(name)
 
 
 def nearest(word: str, names: Iterable[str], prefix: str) -> str:

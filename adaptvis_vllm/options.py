@@ -11,16 +11,26 @@ from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.preset import expand
 
-_NUMBERS = ("alpha", "alpha_low", "alpha_high", "threshold")
 STEERING = (
     "mode",
-    *_NUMBERS,
+    "alpha",
+    "alpha_low",
+    "alpha_high",
+    "threshold",
     "preset",
     "layers",
     "confidence",
     "confidence_decimals",
     "span",
 )
+_HELP = {
+    "mode": ", ".join(MODES),
+    "preset": f"file of `calibrate`, or {', '.join(PRESETS)}",
+    "layers": "such as 0-31; default all",
+    "confidence": f"{', '.join(CONFIDENCES)}; default max_prob",
+    "confidence_decimals": "default: no rounding",
+    "span": f"{', '.join(SPANS)}; default embeddings",
+}
 
 
 def engine_parser(prog: str, description: str) -> Any:
@@ -63,23 +73,38 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
 
 
-def steering_options(parser: Any, title: str, *, mode: bool = True) -> None:
+def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") -> None:
     """Add the options named in STEERING, as a group; each is None if it is not given.
 
-    mode: whether there is --mode.
+    mode: the name of that field's option, None for none.
     """
     group = parser.add_argument_group(title)
-    if mode:
-        group.add_argument("--mode", choices=MODES)
-    else:
-        parser.set_defaults(mode=None)
-    for name in _NUMBERS:
-        group.add_argument("--" + name.replace("_", "-"), type=float)
-    group.add_argument("--preset", help=f"file of `calibrate`, or {', '.join(PRESETS)}")
-    group.add_argument("--layers", help="such as 0-31; default all")
-    group.add_argument("--confidence", choices=CONFIDENCES, help="default max_prob")
-    group.add_argument("--confidence-decimals", type=int, help="default: no rounding")
-    group.add_argument("--span", choices=SPANS, help="default embeddings")
+    for name in STEERING:
+        option = mode if name == "mode" else "--" + name.replace("_", "-")
+        if option is None:
+            parser.set_defaults(mode=None)
+        else:
+            group.add_argument(
+                option,
+                dest=name,
+                metavar=name.upper(),
+                type=_TYPES.get(name, str),
+                help=_HELP.get(name),
+            )
+
+
+def _decimals(text: str) -> int | str:
+    """A number where it is one: `SteeringParams` refuses the rest, but for "none"."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+_TYPES: dict[str, Any] = {
+    "alpha": float,
+    "alpha_low": float,
+    "alpha_high": float,
+    "threshold": float,
+    "confidence_decimals": _decimals,
+}
 
 
 def given_steering(args: Namespace) -> dict[str, Any]:
@@ -95,11 +120,16 @@ def steered_config(additional_config: Any, given: Mapping[str, Any]) -> dict[str
     from adaptvis_vllm.admission import OPTION
 
     config = dict(additional_config or {})
+    if given and config.get(OPTION) is not None:
+        raise ValueError("steering is given twice: in --additional-config and as options")
     if given:
-        if config.get(OPTION) is not None:
-            raise ValueError("steering is given twice: in --additional-config and as options")
         config[OPTION] = expand(given)
         SteeringParams.from_dict(config[OPTION])
-    elif isinstance(config.get(OPTION), Mapping):
-        config[OPTION] = expand(config[OPTION])
+    elif config.get(OPTION) is not None:
+        try:
+            if isinstance(config[OPTION], Mapping):
+                config[OPTION] = expand(config[OPTION])
+            SteeringParams.from_dict(config[OPTION])
+        except ValueError as error:
+            raise ValueError(f"--additional-config: {error}") from None
     return config

@@ -13,10 +13,12 @@ from adaptvis_vllm.fields import (
     ADAPTIVE_PRESETS,
     MODES,
     SCALING_PRESETS,
+    BadParameter,
     check_field,
     layer_indices,
     nearest,
     show,
+    word,
 )
 
 PREFIX = "adaptvis_"
@@ -86,7 +88,9 @@ class SteeringParams:
                 given[key[len(PREFIX) :]] = value
             elif str(key).lower().startswith("adaptvis"):
                 names = [PREFIX + f.name for f in fields(cls)]
-                raise ValueError(f"unknown parameter {key}{nearest(str(key).lower(), names, '')}")
+                raise BadParameter(
+                    f"unknown parameter {word(key)}{nearest(str(key).lower(), names, '')}"
+                )
         return cls._build(given, PREFIX, defaults)
 
     @classmethod
@@ -98,7 +102,7 @@ class SteeringParams:
         For `additional_config={"adaptvis": {...}}` and the `adaptvis` object of a row.
         """
         if not isinstance(values, Mapping):
-            raise ValueError(f"adaptvis must be an object with named fields, not {show(values)}")
+            raise BadParameter(f"adaptvis must be an object with named fields, not {show(values)}")
         return cls._build({str(k): v for k, v in values.items()}, "", defaults)
 
     @classmethod
@@ -108,7 +112,9 @@ class SteeringParams:
         names = [f.name for f in fields(cls)]
         for key in given:
             if key not in names:
-                raise ValueError(f"unknown parameter {prefix}{key}{nearest(key, names, prefix)}")
+                raise BadParameter(
+                    f"unknown parameter {word(prefix + key)}{nearest(key, names, prefix)}"
+                )
         given = {k: v for k, v in given.items() if v is not None}
         if not given:
             return defaults
@@ -143,8 +149,9 @@ class SteeringParams:
             return None
         chosen = layer_indices(self.layers)
         if max(chosen) >= num_layers:
-            raise ValueError(
-                f"{prefix}layers is {self.layers!r}, but the model has layers 0-{num_layers - 1}"
+            raise BadParameter(
+                f"{prefix}layers is {self.layers!r}, but the model has layers 0-{num_layers - 1}",
+                "layers",
             )
         return frozenset(chosen)
 
@@ -202,7 +209,7 @@ def _resolve(
     for name in ("alpha", *_ADAPTIVE_FIELDS, "preset"):
         used = _USED[mode] + (("preset",) if mode != "off" else ())
         if name in ok and name not in used:
-            raise ValueError(f"{prefix}{name} does not go with {prefix}mode {mode!r}")
+            raise BadParameter(f"{prefix}{name} does not go with {prefix}mode {mode!r}", name)
     out: dict[str, Any] = {"mode": mode, "preset": preset}
     if preset is not None:
         out |= _preset_values(preset, mode, prefix)
@@ -212,7 +219,7 @@ def _resolve(
         elif name not in out and defaults is not None and defaults.mode == mode:
             out[name] = getattr(defaults, name)
         if out.get(name) is None:
-            raise ValueError(f"{prefix}{name} is missing: {prefix}mode {mode!r} needs it")
+            raise BadParameter(f"{prefix}{name} is missing: {prefix}mode {mode!r} needs it", name)
     for name in _NEUTRAL:
         if name in ok:
             out[name] = ok[name]
@@ -224,9 +231,10 @@ def _resolve(
 def _infer_mode(ok: Mapping[str, Any], prefix: str, defaults: SteeringParams | None) -> str:
     adaptive = [name for name in _ADAPTIVE_FIELDS if name in ok]
     if "alpha" in ok and adaptive:
-        raise ValueError(
+        raise BadParameter(
             f"{prefix}alpha (mode 'scaling') does not go with {prefix}{adaptive[0]} "
-            f"(mode 'adaptive')"
+            f"(mode 'adaptive')",
+            "alpha",
         )
     if "alpha" in ok:
         return "scaling"
@@ -235,7 +243,7 @@ def _infer_mode(ok: Mapping[str, Any], prefix: str, defaults: SteeringParams | N
     if "preset" in ok:
         return "adaptive" if ok["preset"] in ADAPTIVE_PRESETS else "scaling"
     if defaults is None or defaults.mode == "off":
-        raise ValueError(f"{prefix}mode is missing: it must be one of {', '.join(MODES)}")
+        raise BadParameter(f"{prefix}mode is missing: it must be one of {', '.join(MODES)}", "mode")
     return defaults.mode
 
 
@@ -243,5 +251,7 @@ def _preset_values(preset: str, mode: str, prefix: str) -> dict[str, float]:
     if mode == "scaling":
         return {"alpha": SCALING_PRESETS[preset]}
     if preset not in ADAPTIVE_PRESETS:
-        raise ValueError(f"{prefix}preset {preset!r} has no setting for {prefix}mode 'adaptive'")
+        raise BadParameter(
+            f"{prefix}preset {preset!r} has no setting for {prefix}mode 'adaptive'", "preset"
+        )
     return dict(zip(_ADAPTIVE_FIELDS, ADAPTIVE_PRESETS[preset], strict=True))

@@ -33,6 +33,7 @@ _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion."
 _CHAT_REQUEST = "openai.chat_completion.protocol:ChatCompletionRequest."
 _COMPLETION_REQUEST = "openai.completion.protocol:CompletionRequest."
+_RESPONSES_REQUEST = "openai.responses.protocol:ResponsesRequest."
 _BEAMS = "generate.beam_search."
 
 HOOKS: tuple[Hook, ...] = (
@@ -46,6 +47,19 @@ HOOKS: tuple[Hook, ...] = (
         "refuse bad parameters before a stream begins",
     ),
     *(
+        Hook(
+            f"vllm.entrypoints.{request}to_sampling_params",
+            "admission:check_body",
+            "refuse parameters outside vllm_xargs",
+        )
+        for request in (_CHAT_REQUEST, _COMPLETION_REQUEST, _RESPONSES_REQUEST)
+    ),
+    Hook(
+        "vllm.multimodal.media.connector:MediaConnector.fetch_image_async",
+        "admission:refuse_image",
+        "HTTP 400 for huge and forbidden images",
+    ),
+    *(
         Hook(f"vllm.entrypoints.{target}", f"admission:{wrapper}", "beam search is never steered")
         for target, wrapper in (
             (_CHAT_REQUEST + "to_beam_search_params", "refuse_beam_request"),
@@ -53,6 +67,11 @@ HOOKS: tuple[Hook, ...] = (
             (_BEAMS + "online:BeamSearchOnlineMixin.beam_search", "refuse_beam_search"),
             (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
         )
+    ),
+    Hook(
+        "vllm.v1.engine.output_processor:RequestState.make_request_output",
+        "serving.responses:deliver_report",
+        "report with the last output",
     ),
     Hook("vllm.outputs:RequestOutput.add", "serving.responses:keep_report", "merged outputs"),
     Hook(_CHAT + "chat_completion_full_generator", "serving.responses:full_chat", "report"),
@@ -76,8 +95,11 @@ HOOKS: tuple[Hook, ...] = (
         "scheduling:drop_probed_block",
         "no cached block keeps a probe's K and V of the last prompt position",
     ),
-    Hook(_SCHEDULER + "update_from_output", "scheduling:take_results", "confidence and alpha"),
-    Hook(_SCHEDULER + "_free_request", "scheduling:send_report", "report with the last output"),
+    Hook(
+        _SCHEDULER + "update_from_output",
+        "scheduling:exchange_results",
+        "confidence and alpha in, report out",
+    ),
     Hook(
         "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
         "scheduling:key_steered_blocks",
@@ -87,6 +109,11 @@ HOOKS: tuple[Hook, ...] = (
         "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
         "scheduling:key_steered_blocks",
         "the same for KV cache events, which import it by name",
+    ),
+    Hook(
+        "vllm.v1.executor.abstract:Executor.get_class",
+        "serving.cluster.ray_cpu:executor_class",
+        "Ray executor on a CPU",
     ),
     # Worker
     Hook(
@@ -147,6 +174,9 @@ NEEDS: tuple[str, ...] = (
     "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl",
     "vllm.v1.attention.backends.flashinfer:FlashInferImpl",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl",
+    "vllm.v1.executor.ray_executor_v2:RayExecutorV2",
+    "vllm.v1.executor.ray_executor_v2:RayWorkerProc",
+    "vllm.v1.metrics.prometheus:get_prometheus_registry",
     "vllm.v1.request:Request.update_block_hashes",
 )
 

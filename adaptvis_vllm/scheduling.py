@@ -24,6 +24,7 @@ class RequestSteering:
     image: bool
     probed: bool = False
     steered: bool = False
+    reported: bool = False
     lost_probes: int = 0  # probes whose steer step a preemption took away
     confidence: float | None = None
     alpha: float | None = None
@@ -48,6 +49,19 @@ class RequestSteering:
         if self.params.mode == "scaling":
             return Report("scaling", alpha=self.params.alpha, steered=True)
         return Report("adaptive", self.confidence, self.alpha, steered=True)
+
+    def branch(self) -> str:
+        """Which alpha: "low", "high", "given" by the request, or "none"."""
+        if not self.active:
+            return "none"
+        if self.params.mode == "scaling":
+            return "given"
+        return "low" if self.alpha == self.params.alpha_low else "high"
+
+    def carried(self, kv_transfer_params: dict[str, Any] | None) -> dict[str, Any]:
+        """vLLM's parameters with the report, on their way to the front end."""
+        report = {**self.report().as_dict(), "branch": self.branch()}
+        return {**(kv_transfer_params or {}), CARRIER: report}
 
 
 def steering_of(request: Any) -> RequestSteering | None:
@@ -135,8 +149,11 @@ def drop_probed_block(original: Callable[..., Any]) -> Callable[..., Any]:
     return _preempt_request
 
 
-def take_results(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `Scheduler.update_from_output`: confidences and alphas that the worker sends."""
+def exchange_results(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Scheduler.update_from_output`: confidences and alphas come from the worker, and
+    reports leave with the first token. The front end keeps them: it is there that a stop
+    string ends a request, and then there is no last output from here.
+    """
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         for req_id, result in getattr(model_runner_output, "adaptvis", {}).items():
@@ -144,22 +161,20 @@ def take_results(original: Callable[..., Any]) -> Callable[..., Any]:
             steering = request and steering_of(request)
             if steering:
                 steering.take(*result)
-        return original(self, scheduler_output, model_runner_output)
+        silent = {}
+        for req_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests.get(req_id)
+            steering = request and steering_of(request)
+            if steering and not steering.reported:
+                silent[req_id] = steering
+        results = original(self, scheduler_output, model_runner_output)
+        if silent:
+            for outputs in results.values():
+                for output in outputs.outputs:
+                    steering = silent.get(output.request_id)
+                    if steering is not None and output.new_token_ids:
+                        steering.reported = True
+                        output.kv_transfer_params = steering.carried(output.kv_transfer_params)
+        return results
 
     return update_from_output
-
-
-def send_report(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `Scheduler._free_request`: the report leaves with the last output."""
-
-    def _free_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        kv_transfer_params, ec_transfer_params = original(self, request, *args, **kwargs)
-        steering = steering_of(request)
-        if steering is not None:
-            kv_transfer_params = {
-                **(kv_transfer_params or {}),
-                CARRIER: steering.report().as_dict(),
-            }
-        return kv_transfer_params, ec_transfer_params
-
-    return _free_request

@@ -48,3 +48,30 @@ def engine(model: Path) -> Iterator[Any]:
     llm = make_llm(model)
     yield llm
     close(llm)
+
+
+@pytest.fixture(scope="session")
+def generated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """(way, image) -> row, by `adaptvis generate`."""
+    from http_server import generate_rows
+
+    return generate_rows(tmp_path_factory.mktemp("generated"), model)
+
+
+@pytest.fixture(scope="session")
+def url(model: Path, generated: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`adaptvis serve` with adaptive defaults, one for all tests that ask a server.
+
+    It starts after `adaptvis generate` has ended.
+    """
+    from http_server import SERVER, running
+
+    with running(tmp_path_factory.mktemp("server"), model, *SERVER) as base:
+        yield base
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)

@@ -358,6 +358,7 @@ def test_stop_string(engine: Any) -> None:
     (output,) = generate(engine, [prompt(0)], sampling(HIGH, stop=[stop]))
     assert output.outputs[0].text == answer[: answer.index(stop)]
     assert output.outputs[0].finish_reason == "stop"
+    assert output.adaptvis["steered"]
 
 
 def test_chat_equals_generate(engine: Any) -> None:

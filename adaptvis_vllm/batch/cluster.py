@@ -14,6 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from adaptvis_vllm import ray_session
 from adaptvis_vllm.batch.actor import CALLS, JobActor
 from adaptvis_vllm.batch.inputs import PIECE_BYTES, Piece, merged
 from adaptvis_vllm.batch.job import Job, Settings
@@ -22,8 +23,6 @@ from adaptvis_vllm.batch.parts import MISSING
 OBJECT_STORE = 2**30
 CALL_ROWS = (16, 256)
 BLOCK = pa.schema([("key", pa.int64()), ("row", pa.binary())])
-# Read by vLLM, Ray and tokenizers in the workers; what is set here goes to them.
-PASSED = ("HF_HUB_OFFLINE", "HF_HOME", "VLLM_", "TORCHDYNAMO_DISABLE", "TOKENIZERS_PARALLELISM")
 
 
 @contextmanager
@@ -32,23 +31,10 @@ def connected(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if settings.ray_address is not None:
-        ray.init(settings.ray_address, **common)
-    else:
-        # Two more than the engines need: without them readers starve, and the job hangs.
-        ray.init(
-            num_cpus=int(settings.workers * _cpus(settings) + 2.999),
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.2",  # 127.0.0.1 would become the machine's own address
-            **common,
-        )
-    try:
+    # Two more than the engines need: without them readers starve, and the job hangs.
+    cpus = int(settings.workers * _cpus(settings) + 2.999)
+    with ray_session.connected(settings.ray_address, cpus, OBJECT_STORE, log_to_driver=False):
         yield
-    finally:
-        ray.shutdown()
 
 
 def _cpus(settings: Settings) -> float:
@@ -65,13 +51,7 @@ def pool(settings: Settings) -> dict[str, Any]:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     ranks = settings.engine.get("tensor_parallel_size", 1)
     gpus = settings.gpus if settings.gpus is not None else ranks if has_gpus else 0
-    env = {k: v for k, v in os.environ.items() if k.startswith(PASSED)}
-    env |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONSAFEPATH": "1",
-    }
+    env = ray_session.worker_env() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not gpus:
         # Engines that share a machine would all be bound to its first core.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -66,7 +66,7 @@ def _options(parser: Any) -> None:
         "--methods", metavar="LIST", help=f"of {','.join(METHODS)}; default: all with a setting"
     )
     benchmarks.data_options(parser)
-    steering_options(parser, "steering; default: the benchmark's published preset", mode=False)
+    steering_options(parser, "steering; default: the benchmark's published preset", mode=None)
 
 
 def facts(args: Namespace, questions: Sequence[Question], llm: Any) -> dict[str, Any]:

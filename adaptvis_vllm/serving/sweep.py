@@ -1,0 +1,163 @@
+"""`POST /adaptvis/sweep`: the answers to one question, unsteered and under several alphas."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from copy import copy
+from typing import Annotated, Any
+
+from pydantic import Field, Strict, model_validator
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionMessageParam,
+    ChatCompletionRequest,
+)
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
+
+from adaptvis_vllm.fields import check_field
+from adaptvis_vllm.params import PREFIX
+
+ALPHAS_MAX = 64
+# What a request may say about steering besides alphas.
+ALLOWED = (f"{PREFIX}layers", f"{PREFIX}span")
+
+
+class SweepRequest(ChatCompletionRequest):
+    """A chat completion request without steering, and the alphas.
+
+    Either messages, or a question with its image(s): URLs or data: URIs. Greedy unless
+    temperature is given. Not with stream, n > 1 or beam search.
+    """
+
+    messages: list[ChatCompletionMessageParam] = Field(default_factory=list)
+    question: str | None = None
+    image: str | None = None
+    images: list[str] | None = None
+    alphas: list[Annotated[float, Strict()]] = Field(min_length=1, max_length=ALPHAS_MAX)
+
+    @model_validator(mode="before")
+    @classmethod
+    def no_messages(cls, data: Any) -> Any:
+        """null is as good as none; a validator of the base class would fail with it."""
+        if isinstance(data, dict) and data.get("messages") is None:
+            return {name: value for name, value in data.items() if name != "messages"}
+        return data
+
+
+class Sweep:
+    """Asks vLLM's own chat serving, so that everything but steering is as it is there.
+
+    chat: vLLM's `OpenAIServingChat`, None where the model has no chat.
+    """
+
+    def __init__(self, chat: Any, model_config: Any) -> None:
+        self.chat = copy(chat)
+        if chat is not None:
+            self.chat.enable_prompt_tokens_details = True
+        # With another mode logprobs are no probabilities of the model's own distribution.
+        self.has_confidence = model_config.logprobs_mode == "raw_logprobs"
+
+    async def run(self, request: SweepRequest) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, body). VLLMValidationError names a wrong field.
+
+        The unsteered answer comes first: it leaves the prompt's blocks, the image's among
+        them, in the prefix cache for all others.
+        """
+        if self.chat is None:
+            raise NotImplementedError("The model does not support Chat Completions API")
+        plain, *steered = self.requests(request)
+        answers = [await self.chat.create_chat_completion(plain)]
+        if not isinstance(answers[0], ErrorResponse):
+            answers += await asyncio.gather(*map(self.chat.create_chat_completion, steered))
+        for answer in answers:
+            if isinstance(answer, ErrorResponse):
+                return answer.error.code, answer.model_dump()
+        rows = [
+            self.row(alpha, answer)
+            for alpha, answer in zip([None, *request.alphas], answers, strict=True)
+        ]
+        usage = [answer.usage for answer in answers]
+        return 200, {
+            "id": f"sweep-{request.request_id}",
+            "object": "adaptvis.sweep",
+            "created": int(time.time()),
+            "model": answers[0].model,
+            "rows": rows,
+            "usage": {
+                name: sum(getattr(u, name) or 0 for u in usage)
+                for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+            },
+        }
+
+    def requests(self, request: SweepRequest) -> list[ChatCompletionRequest]:
+        """The unsteered request and one for each alpha; all is checked before one is sent."""
+        for i, value in enumerate(request.alphas):
+            try:
+                check_field("alpha", value, "")
+            except ValueError as error:
+                text = str(error).removeprefix("alpha ")
+                raise _wrong(f"alphas[{i}]", text) from None
+        for name, wrong in (
+            ("stream", request.stream),
+            ("n", (request.n or 1) > 1),
+            ("use_beam_search", request.use_beam_search),
+        ):
+            if wrong:
+                raise _wrong(name, "is not possible in a sweep")
+        xargs = dict(request.vllm_xargs or {})
+        for name in xargs:
+            if name.lower().startswith(PREFIX.rstrip("_")) and name not in ALLOWED:
+                raise _wrong(name, f"does not go with alphas; only {' and '.join(ALLOWED)} do")
+        changes: dict[str, Any] = {
+            "messages": _messages(request),
+            "logprobs": self.has_confidence,
+            "top_logprobs": int(self.has_confidence),
+        }
+        if "temperature" not in request.model_fields_set:
+            changes["temperature"] = 0.0
+        out: list[ChatCompletionRequest] = []
+        for i, alpha in enumerate([None, *request.alphas]):
+            own: dict[str, Any] = {f"{PREFIX}mode": "off" if alpha is None else "scaling"}
+            if alpha is not None:
+                own[f"{PREFIX}alpha"] = alpha
+            changes["vllm_xargs"] = {**xargs, **own}
+            changes["request_id"] = f"{request.request_id}-{i}"
+            out.append(request.model_copy(update=dict(changes)))
+        return out
+
+    def row(self, alpha: float | None, answer: Any) -> dict[str, Any]:
+        """One line of the table. confidence: the largest probability of the first token."""
+        choice = answer.choices[0]
+        first = choice.logprobs.content if choice.logprobs else None
+        details = answer.usage.prompt_tokens_details
+        return {
+            "alpha": alpha,
+            "text": choice.message.content,
+            "confidence": math.exp(first[0].top_logprobs[0].logprob) if first else None,
+            "finish_reason": choice.finish_reason,
+            "steered": answer.adaptvis["steered"],
+            "reason": answer.adaptvis["reason"],
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "cached_tokens": (details and details.cached_tokens) or 0,
+        }
+
+
+def _messages(request: SweepRequest) -> list[Any]:
+    if request.messages:
+        for name in ("question", "image", "images"):
+            if getattr(request, name) is not None:
+                raise _wrong(name, "does not go with messages")
+        return request.messages
+    if request.question is None:
+        raise _wrong("messages", "or question is needed")
+    if request.image is not None and request.images is not None:
+        raise _wrong("image", "does not go with images")
+    urls = request.images or ([] if request.image is None else [request.image])
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": request.question}]}]
+
+
+def _wrong(field: str, text: str) -> VLLMValidationError:
+    return VLLMValidationError(f"{field} {text}", parameter=field)
