@@ -80,6 +80,8 @@ class Engine:
             raise RuntimeError(f"the plugin is {'' if loaded else 'not '}loaded in {kind}")
         self.scheduler = self.core.engine_core.scheduler
         self.pool = self.scheduler.kv_cache_manager.block_pool
+        self.passes = self.scheduled = self.blocks = 0
+        self.times: dict[str, list[float]] = {}
         self._watch()
 
     def _watch(self) -> None:
@@ -119,7 +121,7 @@ class Engine:
         self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.passes = self.scheduled = self.blocks = 0
-        self.times: dict[str, list[float]] = {}
+        self.times = {}
         memory = PeakMemory()
         run = _Run(self, chosen)
         waiting = list(reversed(work))

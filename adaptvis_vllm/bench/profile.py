@@ -80,7 +80,7 @@ class Profile:
                     put(owner, name, self.timed(part, getattr(owner, name)))
 
         runner = core.model_executor.driver_worker.worker.model_runner
-        steering = getattr(runner, "adaptvis", None)
+        steering: Any = getattr(runner, "adaptvis", None)
         watch("scheduler", core.scheduler, "schedule", "update_from_output")
         for part, names in RUNNER.items():
             watch(part, runner, *names)
