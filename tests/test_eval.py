@@ -25,7 +25,7 @@ from adaptvis_vllm.evaluation.report import page
 from adaptvis_vllm.evaluation.results import Evaluation, as_json, judge, summary_table
 
 ARTEFACTS = Path(__file__).parent.parent / "out/tests"
-TOKENS = 4
+TOKENS = 8
 STEER = ["--alpha", "3", "--alpha-low", "0.3", "--alpha-high", "3", "--threshold", "0.4"]
 
 
