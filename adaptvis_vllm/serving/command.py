@@ -49,6 +49,7 @@ def parse(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, int |
     cluster.add_argument("--ray-address", help="a cluster; left out, a Ray of its own here")
     add_options(cluster)
     add_steering(serve, "Steering of requests that do not say otherwise", "--adaptvis-mode")
+    serve.set_defaults(model=None)  # vLLM's own default is some small model
     args = parser.parse_args(["serve", *argv])
     replicas, ray_address = vars(args).pop("replicas"), vars(args).pop("ray_address")
     if replicas is not None and replicas < 1:
@@ -65,6 +66,8 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
     from adaptvis_vllm.params import SteeringParams
 
     args.model = args.model_tag or args.model
+    if args.model is None:
+        raise ValueError("MODEL is needed")
     given = take_steering(args)
     config = dict(args.additional_config or {})
     if given and config.get(OPTION) is not None:
