@@ -73,6 +73,16 @@ def test_one_sentence_before_anything_is_loaded(
     assert re.search(message, error), error
 
 
+def test_the_model_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Positional, as --model, or in the configuration file."""
+    assert cli.main(["serve", "--alpha", "2"]) == 1
+    assert capsys.readouterr().err == "adaptvis serve: MODEL is needed\n"
+    file = tmp_path / "serve.yaml"
+    file.write_text("model: some/model\n")
+    for argv in (["--model", "some/model"], ["--config", str(file)]):
+        assert command.parse(argv)[0].model == "some/model"
+
+
 def test_a_configuration_file(tmp_path: Path) -> None:
     """vLLM's --config takes our options too."""
     file = tmp_path / "serve.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from argparse import Namespace
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,6 +179,26 @@ def test_a_bad_sweep_is_refused(url: str, field: str, change: dict[str, Any]) ->
 
 def test_a_sweep_of_another_model(url: str) -> None:
     assert_refused(post(url, "/adaptvis/sweep", {**SWEEP, "model": "huge"}), "huge", (404,))
+
+
+def test_the_routes_ask_for_the_api_key() -> None:
+    """vLLM's own check covers /v1 only."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from adaptvis_vllm.serving.endpoints import router
+
+    app = FastAPI()
+    app.state.args = Namespace(api_key=["secret"])
+    app.include_router(router)
+    asker = TestClient(app, raise_server_exceptions=False)
+    for key, refused in ((None, True), ("other", True), ("secret", False)):
+        head = {} if key is None else {"Authorization": f"Bearer {key}"}
+        for answer in (
+            asker.get("/adaptvis", headers=head),
+            asker.post("/adaptvis/sweep", headers=head, json={}),
+        ):
+            assert (answer.status_code == 401) == refused
 
 
 def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:

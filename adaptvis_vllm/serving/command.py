@@ -50,6 +50,7 @@ def parse(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, int |
     add_options(cluster)
     title = "Steering of requests that do not say otherwise"
     steering_options(serve, title, mode="--adaptvis-mode")
+    serve.set_defaults(model=None)  # vLLM's own default is some small model
     args = parser.parse_args(["serve", *argv])
     replicas, ray_address = vars(args).pop("replicas"), vars(args).pop("ray_address")
     if replicas is not None and replicas < 1:
@@ -64,6 +65,8 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
     from adaptvis_vllm.options import STEERING, given_steering, steered_config
 
     args.model = args.model_tag or args.model
+    if args.model is None:
+        raise ValueError("MODEL is needed")
     args.additional_config = steered_config(args.additional_config, given_steering(args))
     for name in STEERING:  # vLLM's own options alone remain
         delattr(args, name)

@@ -39,7 +39,6 @@ def application(
             }
         }
     deployment = serve.deployment(
-        Replica,
         name=NAME,
         max_ongoing_requests=args.max_ongoing_requests,
         request_router_config={"request_router_class": ROUTER},
@@ -49,7 +48,7 @@ def application(
         **scaling,
         **resources(args, cpus, metrics),
     )
-    return deployment.bind(args)
+    return deployment(Replica).bind(args)
 
 
 def resources(args: argparse.Namespace, cpus: float, metrics: str) -> dict[str, Any]:

@@ -77,7 +77,10 @@ class Replica:
         watchdog = Watchdog(self.engine)
         app.state.server = watchdog
         self.watch = asyncio.create_task(watchdog.run())
-        return Named(app, serve.get_replica_context().replica_id.unique_id)
+        # vLLM has built the stack already, too late for `add_middleware`.
+        stack = app.middleware_stack or app.build_middleware_stack()
+        app.middleware_stack = Named(stack, serve.get_replica_context().replica_id.unique_id)
+        return app
 
     async def check_health(self) -> None:
         await self.engine.check_health()
