@@ -16,6 +16,7 @@ from adaptvis_vllm._torchvision import ensure
 
 ensure()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402  torchvision, which transformers imports, needs the line above
 from PIL import Image  # noqa: E402
 from transformers import (  # noqa: E402
@@ -27,6 +28,7 @@ from transformers import (  # noqa: E402
 from adaptvis_vllm import policy  # noqa: E402
 from adaptvis_vllm.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.reference_attention import Steering, install  # noqa: E402
+from adaptvis_vllm.reference_positions import feature_positions, feature_tokens  # noqa: E402
 from adaptvis_vllm.report import MODE_OFF, NO_IMAGE, Report  # noqa: E402
 
 
@@ -69,7 +71,7 @@ class ReferenceModel:
         if self.model.config.is_encoder_decoder:
             raise ValueError(f"{self.model.config.model_type} keeps images out of the prompt")
         self.device = torch.device(device)
-        self.image_token_id = _image_token_id(self.model.config)
+        self.feature_tokens = feature_tokens(self.model.config)
         self.eos_token_ids = _eos_token_ids(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         # Greedy: a checkpoint's own sampling defaults and penalties must not leak in.
@@ -86,6 +88,7 @@ class ReferenceModel:
         images: Sequence[Image.Image] = (),
         params: SteeringParams | None = None,
         *,
+        videos: Sequence[np.ndarray] = (),
         max_tokens: int = 16,
         logprobs: int = 0,
         ignore_eos: bool = False,
@@ -95,15 +98,17 @@ class ReferenceModel:
         prompt: text with the model's image placeholders, or chat messages, whose content
             is a text or a list of {"type": "text", "text": ...} and {"type": "image"}.
         images: in the order of their placeholders.
+        videos: the same, each [frames, height, width, 3] uint8; all frames are taken.
         params: None is the same as mode "off".
         logprobs: how many of the best tokens to list at each step.
         ValueError for layers that the model does not have.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        inputs = self._inputs(prompt, images)
+        inputs = self._inputs(prompt, images, videos)
         ids: list[int] = inputs["input_ids"][0].tolist()
-        positions = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        found = feature_positions(self.feature_tokens, ids)
+        positions = sorted(p for part in found.values() for p in part)
 
         def run(alpha: float | None, count: int) -> tuple[list[int], torch.Tensor]:
             with self._steered(params, alpha, positions, len(ids)):
@@ -173,7 +178,10 @@ class ReferenceModel:
             raise RuntimeError(f"layers {sorted(wanted - done)} were not steered")
 
     def _inputs(
-        self, prompt: str | Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        images: Sequence[Image.Image],
+        videos: Sequence[np.ndarray] = (),
     ) -> Any:
         # A chat template writes the leading special tokens itself.
         text_kwargs = {} if isinstance(prompt, str) else {"add_special_tokens": False}
@@ -181,8 +189,12 @@ class ReferenceModel:
             prompt = self.processor.apply_chat_template(
                 list(prompt), add_generation_prompt=True, tokenize=False
             )
+        media = {"images": list(images), "videos": list(videos)}
         inputs = self.processor(
-            text=prompt, images=list(images) or None, return_tensors="pt", **text_kwargs
+            text=prompt,
+            **{kind: items for kind, items in media.items() if items},
+            return_tensors="pt",
+            **text_kwargs,
         )
         return inputs.to(self.device, dtype=self.model.dtype)
 
@@ -201,13 +213,6 @@ class ReferenceModel:
         )
         new = out.sequences[0, inputs["input_ids"].shape[1] :]
         return new.tolist(), torch.cat(out.logits).cpu()
-
-
-def _image_token_id(config: Any) -> int:
-    for name in ("image_token_id", "image_token_index"):
-        if isinstance(getattr(config, name, None), int):
-            return getattr(config, name)
-    raise ValueError(f"{config.model_type} does not say which token stands for an image")
 
 
 def _eos_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
