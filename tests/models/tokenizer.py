@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,9 +33,18 @@ def chat_template(image: str, *, bos: bool = True) -> str:
 
 
 def make_tokenizer(
-    vocab_size: int, specials: tuple[str, ...], *, add_bos: bool = True
+    vocab_size: int,
+    specials: tuple[str, ...],
+    *,
+    add_bos: bool = True,
+    names: Mapping[str, str] | None = None,
+    added: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
-    """specials follow <pad> = 0, <s> = 1, </s> = 2; the prompt gets a leading <s>."""
+    """specials follow <pad> = 0, <s> = 1, </s> = 2; the prompt gets a leading <s>.
+
+    names: attributes under which a processor asks for specials ({"image_token": "<image>"}).
+    added: texts that are one token each wherever they occur.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,6 +56,7 @@ def make_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_tokens(list(added))
     if add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
@@ -55,6 +67,7 @@ def make_tokenizer(
         bos_token="<s>",
         eos_token="</s>",
         additional_special_tokens=list(specials),
+        model_specific_special_tokens=dict(names or {}),
     )
 
 
