@@ -79,6 +79,7 @@ def rewind_probes(original: Callable[..., Any]) -> Callable[..., Any]:
             start = request.num_computed_tokens
             if not start <= steering.last < start + count:
                 continue
+            _drop_placeholders(scheduler_output, req_id)
             if steering.params.mode == "adaptive" and not steering.probed:
                 steering.probed = True
                 probes.append(request)
@@ -92,6 +93,17 @@ def rewind_probes(original: Callable[..., Any]) -> Callable[..., Any]:
             request.num_in_flight_tokens += 1
 
     return _update_after_schedule
+
+
+def _drop_placeholders(scheduler_output: Any, req_id: str) -> None:
+    """Take back the padding of a prompt whose last token arrives alone.
+
+    With speculative decoding vLLM pads such a first step to the length of a decode with
+    drafts; a rewound step has no sampled token to reject them by.
+    """
+    padding = scheduler_output.scheduled_spec_decode_tokens.pop(req_id, ())
+    scheduler_output.num_scheduled_tokens[req_id] -= len(padding)
+    scheduler_output.total_num_scheduled_tokens -= len(padding)
 
 
 def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
