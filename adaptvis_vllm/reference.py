@@ -61,8 +61,13 @@ class ReferenceModel:
         *,
         dtype: torch.dtype | str = torch.float32,
         device: str | torch.device = "cpu",
+        causal: bool = False,
     ) -> None:
-        """ValueError where the architecture cannot be steered through transformers."""
+        """ValueError where the architecture cannot be steered through transformers.
+
+        causal: image tokens see no later ones, as with vLLM's CPU backend, where a model
+            (Gemma-3) lets the tokens of an image see each other.
+        """
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         model: Any = AutoModelForImageTextToText
@@ -71,6 +76,7 @@ class ReferenceModel:
         if self.model.config.is_encoder_decoder:
             raise ValueError(f"{self.model.config.model_type} keeps images out of the prompt")
         self.device = torch.device(device)
+        self.causal = causal
         self.feature_tokens = feature_tokens(self.model.config)
         self.eos_token_ids = _eos_token_ids(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id
@@ -106,6 +112,8 @@ class ReferenceModel:
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
         inputs = self._inputs(prompt, images, videos)
+        if self.causal:
+            inputs.pop("token_type_ids", None)
         ids: list[int] = inputs["input_ids"][0].tolist()
         found = feature_positions(self.feature_tokens, ids)
         positions = sorted(p for part in found.values() for p in part)

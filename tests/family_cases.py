@@ -1,6 +1,7 @@
 """The requests that every family answers, and how an engine answers them.
 
-Run as a program, it answers the short ones on Model Runner V2, in Triton's interpreter.
+Run as a program, it answers the short ones on Model Runner V2, in Triton's interpreter; with
+the argument TRITON_ATTN through that backend and our kernel, as on a GPU.
 """
 
 from __future__ import annotations
@@ -172,4 +173,8 @@ if __name__ == "__main__":
 
     _torchvision.ensure()
     interpreted.enable()
+    if sys.argv[3:] == ["TRITON_ATTN"]:
+        from triton_stack import use_triton_attention
+
+        use_triton_attention()
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))

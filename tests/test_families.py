@@ -6,30 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import family_table
 import pytest
-import torch
 from family_cases import Case, answer, make_cases
 from family_table import Found
 from models.families import FAMILIES, Family
 
 from adaptvis_vllm.reference import ReferenceModel, ReferenceOutput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEERED = [name for name, family in FAMILIES.items() if not family.refused]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only slow such small models down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,7 @@ def references(checkpoint: Callable[[str], Path]) -> Callable[[str, Case], Refer
     def generate(name: str, case: Case) -> ReferenceOutput:
         if name not in models:
             models.clear()
-            models[name] = ReferenceModel(checkpoint(name))
+            models[name] = ReferenceModel(checkpoint(name), causal=FAMILIES[name].causal)
         return models[name].generate(
             case.text(FAMILIES[name]),
             case.images,
@@ -80,11 +71,15 @@ def v2(
         for item in request.session.items
         if item.originalname == test_v2_answers_as_the_reference.__name__
     ]
-    out = tmp_path_factory.mktemp("v2") / "out.json"
-    models = json.dumps({name: str(checkpoint(name)) for name in names})
-    program = Path(__file__).with_name("family_cases.py")
+    return run_v2(tmp_path_factory.mktemp("v2"), {name: checkpoint(name) for name in names})
+
+
+def run_v2(folder: Path, models: dict[str, Path], *arguments: str) -> dict[str, Any]:
+    """What `family_cases.py`, as a program, answers for these checkpoints."""
+    out, program = folder / "out.json", Path(__file__).with_name("family_cases.py")
+    paths = json.dumps({name: str(path) for name, path in models.items()})
     done = subprocess.run(
-        [sys.executable, program, out, models],
+        [sys.executable, program, out, paths, *arguments],
         env={**os.environ, "PYTHONPATH": str(program.parent), "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -166,6 +161,24 @@ def test_v2_answers_as_the_reference(
     for case, given in zip(cases, v2[name]["answers"], strict=True):
         agree(given, references(name, case))
     found[name].v2 = len(cases)
+
+
+@pytest.mark.parametrize("name", [n for n in STEERED if FAMILIES[n].causal])
+def test_image_tokens_see_each_other_on_gpu_backends(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """V2, TRITON_ATTN and our kernel, interpreted, against transformers as it is."""
+    path = checkpoint(name)
+    given = run_v2(tmp_path, {name: path}, "TRITON_ATTN")[name]["answers"]
+    cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
+    model, causal = ReferenceModel(path), ReferenceModel(path, causal=True)
+    for case, answered in zip(cases, given, strict=True):
+        asked = (case.text(FAMILIES[name]), case.images, case.steering)
+        expected = model.generate(*asked, max_tokens=case.max_tokens, logprobs=20)
+        agree(answered, expected)
+        assert causal.generate(*asked, max_tokens=1).logprobs[0] != pytest.approx(
+            expected.logprobs[0], abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("name", REFUSED)

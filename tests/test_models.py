@@ -20,15 +20,13 @@ from adaptvis_vllm import ScalingVis
 from adaptvis_vllm.reference import ReferenceModel
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if not f.refused])
 def test_a_checkpoint_loads_whole_and_can_be_steered(tmp_path: Path, name: str) -> None:
     family = FAMILIES[name]
     path = family.make(tmp_path / "model")
     auto: Any = AutoModelForImageTextToText
     _, info = auto.from_pretrained(path, output_loading_info=True)
     assert not any(info.values())
-    if family.refused:
-        return
     reference = ReferenceModel(path)
     prompt = f"USER: {family.image}\nand {family.image}\nWhich one? ASSISTANT:"
     plain = reference.generate(prompt, make_images(2), ignore_eos=True)
