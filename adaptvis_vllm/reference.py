@@ -6,7 +6,7 @@ the oracle of the tests, and serves any model that transformers loads for images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from adaptvis_vllm._torchvision import ensure
 
 ensure()
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402  torchvision, which transformers imports, needs the line above
 from PIL import Image  # noqa: E402
 from transformers import (  # noqa: E402
@@ -28,18 +27,24 @@ from transformers import (  # noqa: E402
 from adaptvis_vllm import policy  # noqa: E402
 from adaptvis_vllm.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.reference_attention import Steering, install  # noqa: E402
-from adaptvis_vllm.reference_positions import feature_positions, feature_tokens  # noqa: E402
-from adaptvis_vllm.report import MODE_OFF, NO_IMAGE, Report  # noqa: E402
+from adaptvis_vllm.reference_inputs import Prompt, Video, prepare  # noqa: E402
+from adaptvis_vllm.reference_positions import (  # noqa: E402
+    feature_positions,
+    feature_tokens,
+    steered_columns,
+)
+from adaptvis_vllm.report import MODE_OFF, Report, nothing_to_steer  # noqa: E402
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
     """One greedy answer.
 
-    prompt_token_ids: with image placeholders expanded. image_positions: those of image
-    embeddings in it. token_ids: of the answer, with its end-of-sequence token if there is
-    one. logprobs: of each of them, from the raw logits in float32. top_logprobs: per token
-    the (token id, logprob) pairs asked for, best first. finish_reason: "stop" or "length".
+    prompt_token_ids: with image placeholders expanded. image_positions: those of the
+    embeddings of images and video frames in it. token_ids: of the answer, with its
+    end-of-sequence token if there is one. logprobs: of each of them, from the raw logits in
+    float32. top_logprobs: per token the (token id, logprob) pairs asked for, best first.
+    finish_reason: "stop" or "length".
     """
 
     prompt_token_ids: list[int]
@@ -90,11 +95,11 @@ class ReferenceModel:
 
     def generate(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt,
         images: Sequence[Image.Image] = (),
         params: SteeringParams | None = None,
         *,
-        videos: Sequence[np.ndarray] = (),
+        videos: Sequence[Video] = (),
         max_tokens: int = 16,
         logprobs: int = 0,
         ignore_eos: bool = False,
@@ -104,19 +109,20 @@ class ReferenceModel:
         prompt: text with the model's image placeholders, or chat messages, whose content
             is a text or a list of {"type": "text", "text": ...} and {"type": "image"}.
         images: in the order of their placeholders.
-        videos: the same, each [frames, height, width, 3] uint8; all frames are taken.
+        videos: the same, each its frames, [T, H, W, 3] uint8, and their metadata.
         params: None is the same as mode "off".
         logprobs: how many of the best tokens to list at each step.
         ValueError for layers that the model does not have.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        inputs = self._inputs(prompt, images, videos)
+        inputs = prepare(self.processor, prompt, images, videos)
+        inputs = inputs.to(self.device, dtype=self.model.dtype)
         if self.causal:
             inputs.pop("token_type_ids", None)
         ids: list[int] = inputs["input_ids"][0].tolist()
         found = feature_positions(self.feature_tokens, ids)
-        positions = sorted(p for part in found.values() for p in part)
+        positions = steered_columns(found, params.span if params else "embeddings")
 
         def run(alpha: float | None, count: int) -> tuple[list[int], torch.Tensor]:
             with self._steered(params, alpha, positions, len(ids)):
@@ -130,7 +136,7 @@ class ReferenceModel:
         stopped = not ignore_eos and token_ids[-1] in self.eos_token_ids
         return ReferenceOutput(
             prompt_token_ids=ids,
-            image_positions=positions,
+            image_positions=steered_columns(found, "embeddings"),
             token_ids=token_ids,
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             logprobs=chosen.tolist(),
@@ -148,7 +154,7 @@ class ReferenceModel:
             return Report("off", reason=MODE_OFF)
         params.layer_set(self.num_layers)
         if not positions:
-            return Report(params.mode, reason=NO_IMAGE)
+            return Report(params.mode, reason=nothing_to_steer(params.span))
         if params.mode == "scaling":
             return Report(params.mode, alpha=params.alpha, steered=True)
         _, logits = run(None, 1)
@@ -171,10 +177,7 @@ class ReferenceModel:
             yield
             return
         columns = torch.zeros(length, dtype=torch.bool, device=self.device)
-        if params.span == "interval":
-            columns[positions[0] : positions[-1] + 1] = True
-        else:
-            columns[positions] = True
+        columns[positions] = True
         chosen = params.layer_set(self.num_layers)
         wanted = self.layers if chosen is None else self.layers & chosen
         self._steering.begin(alpha, columns, wanted)
@@ -184,27 +187,6 @@ class ReferenceModel:
             done = self._steering.end()
         if done != wanted:
             raise RuntimeError(f"layers {sorted(wanted - done)} were not steered")
-
-    def _inputs(
-        self,
-        prompt: str | Sequence[Mapping[str, Any]],
-        images: Sequence[Image.Image],
-        videos: Sequence[np.ndarray] = (),
-    ) -> Any:
-        # A chat template writes the leading special tokens itself.
-        text_kwargs = {} if isinstance(prompt, str) else {"add_special_tokens": False}
-        if not isinstance(prompt, str):
-            prompt = self.processor.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False
-            )
-        media = {"images": list(images), "videos": list(videos)}
-        inputs = self.processor(
-            text=prompt,
-            **{kind: items for kind, items in media.items() if items},
-            return_tensors="pt",
-            **text_kwargs,
-        )
-        return inputs.to(self.device, dtype=self.model.dtype)
 
     @torch.inference_mode()
     def _greedy(

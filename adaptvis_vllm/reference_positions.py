@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MODALITIES = ("image", "video")
@@ -23,6 +23,15 @@ def feature_tokens(config: Any) -> dict[str, int]:
     if "image" not in tokens:
         raise ValueError(f"{config.model_type} does not say which token stands for an image")
     return tokens
+
+
+def steered_columns(found: Mapping[str, Sequence[int]], span: str) -> list[int]:
+    """Positions that this span scales, ascending. found: what `feature_positions` returns."""
+    wanted = (span,) if span in MODALITIES else MODALITIES
+    positions = sorted(p for modality in wanted for p in found.get(modality, ()))
+    if span == "interval" and positions:
+        return list(range(positions[0], positions[-1] + 1))
+    return positions
 
 
 def feature_positions(tokens: dict[str, int], prompt: Sequence[int]) -> dict[str, list[int]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.report import CARRIER, MODE_OFF, NO_IMAGE, Report
-from adaptvis_vllm.span import has_image
+from adaptvis_vllm.report import CARRIER, MODE_OFF, Report, nothing_to_steer
+from adaptvis_vllm.span import has_positions
 
 
 @dataclass
@@ -21,7 +21,7 @@ class RequestSteering:
 
     params: SteeringParams
     last: int  # n, the last prompt position
-    image: bool
+    image: bool  # whether the prompt has image positions
     probed: bool = False
     steered: bool = False
     lost_probes: int = 0  # probes whose steer step a preemption took away
@@ -44,7 +44,7 @@ class RequestSteering:
         if self.params.mode == "off":
             return Report("off", reason=MODE_OFF)
         if not self.image:
-            return Report(self.params.mode, reason=NO_IMAGE)
+            return Report(self.params.mode, reason=nothing_to_steer(self.params.span))
         if self.params.mode == "scaling":
             return Report("scaling", alpha=self.params.alpha, steered=True)
         return Report("adaptive", self.confidence, self.alpha, steered=True)
@@ -60,7 +60,9 @@ def steering_of(request: Any) -> RequestSteering | None:
     if request.sampling_params is not None:
         params = SteeringParams.from_flat(request.sampling_params.extra_args)
     request.adaptvis = params and RequestSteering(
-        params, request.num_prompt_tokens - 1, has_image(request.mm_features)
+        params,
+        request.num_prompt_tokens - 1,
+        has_positions(request.mm_features, params.span),
     )
     return request.adaptvis
 

@@ -314,7 +314,7 @@ BAD: dict[str, list[Any]] = {
     "layers": ["", "a", "3-1", "-1", "1-", "0,,2", 1.5, -1, [], [-1], ["x"], "0-99", 4, {}, None],
     "confidence": ["maxprob", "", 1, ["margin"], {}, None],
     "confidence_decimals": [-1, 7, 2.0, "2", "", NAN, [2], {}, None],
-    "span": ["image", "", 0, {}, None],
+    "span": ["frames", "", 0, {}, None],
     "preset": ["", "COCO", "controlled", 3, {}, None],
     # Whole requests: missing partners, contradictions, unknown names.
     "alpha ": [{"mode": "scaling"}, {"mode": "off", "alpha": 2}, {"alpha": 2, "threshold": 0.1}],
