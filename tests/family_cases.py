@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 from models.families import FAMILIES, Family
-from models.images import make_image
+from models.images import KINDS, SIZES, make_image
 from PIL import Image
 
 from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.reference_inputs import Video
 
 
 @dataclass(frozen=True)
 class Case:
-    """parts: of the prompt, in order; texts, images, and videos as [frames, H, W, 3] uint8."""
+    """parts: of the prompt, in order: texts, images, videos."""
 
     parts: tuple[Any, ...]
     steering: SteeringParams | None
@@ -36,12 +37,12 @@ class Case:
         return [p for p in self.parts if isinstance(p, Image.Image)]
 
     @property
-    def videos(self) -> list[np.ndarray]:
-        return [p for p in self.parts if isinstance(p, np.ndarray)]
+    def videos(self) -> list[Video]:
+        return [p for p in self.parts if isinstance(p, tuple)]
 
     def text(self, family: Family) -> str:
         """The raw prompt, with the family's placeholders."""
-        placeholders = {Image.Image: family.image, np.ndarray: family.video}
+        placeholders = {Image.Image: family.image, tuple: family.video}
         texts = []
         for part in self.parts:
             kinds = (p for kind, p in placeholders.items() if isinstance(part, kind))
@@ -57,7 +58,7 @@ def make_cases(family: Family) -> list[Case]:
     tiles = ("USER: ", wide, "\nWhat is left of the table? ASSISTANT:")
     two = ("USER: ", tall, "\nand then ", small, "\nWhich is brighter? ASSISTANT:")
     many = ("USER: ", small, wide, "\nCompare. ASSISTANT:")
-    return [
+    cases = [
         Case(one, None),
         Case(one, ScalingVis(0.3)),
         Case(one, ScalingVis(3)),
@@ -71,6 +72,28 @@ def make_cases(family: Family) -> list[Case]:
         Case(one, ScalingVis(2.5), max_tokens=2, v2=True),
         Case(two, AdaptVis(0.3, 3.0, 0.5), max_tokens=2, v2=True),
     ]
+    if family.video:
+        mixed = ("USER: ", small, "\nand ", make_video(3), "\nWhich is brighter? ASSISTANT:")
+        spans = ("image", "video", "all", "interval")
+        cases += [Case(mixed, ScalingVis(2.5, span=span)) for span in spans]
+        cases += [Case(mixed, None), Case(mixed, AdaptVis(0.4, 2.5, 0.3, span="video"))]
+    return cases
+
+
+def make_video(seed: int, frames: int = 4) -> Video:
+    """Frames of one size with the metadata that vLLM's decoders give.
+
+    8 a second: transformers 5.19 numbers the tokens behind a video by its height and width
+    alone, vLLM by its time too, which makes no difference to so short a one.
+    """
+    images = [make_image(seed + len(KINDS) * len(SIZES) * i) for i in range(frames)]
+    metadata = {
+        "fps": 8.0,
+        "duration": frames / 8,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+    }
+    return np.stack([np.asarray(image) for image in images]), metadata
 
 
 def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]:
@@ -80,13 +103,14 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
     answers: per case prompt_token_ids, positions (image positions), token_ids, logprobs
     (those of the first token), adaptvis (the report).
     """
-    from engine import close, generate, make_llm, runner, sampling
+    from engine import close, generate, inspect_models_here, make_llm, runner, sampling
 
     options = {
         "max_model_len": 1024,
         "max_num_batched_tokens": 64,
         "limit_mm_per_prompt": {"image": 2, "video": int(bool(family.video))},
     }
+    inspect_models_here()
     llm = make_llm(model, **(options | dict(family.engine)))
     try:
         with _seen_positions(llm) as positions:

@@ -17,7 +17,7 @@ from models.internvl import make_internvl
 from models.llava import make_llava
 from models.llava_variants import make_llava_next, make_pixtral
 from models.mistral3 import make_mistral3
-from models.qwen2_5_vl import make_qwen2_5_vl
+from models.qwen_vl import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 from models.refused import make_deepseek_vl2, make_lfm2_vl, make_llama4, make_paligemma
 
 
@@ -43,7 +43,10 @@ class Family:
     refused: str = ""
 
 
-_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN = (
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "<|vision_start|><|video_pad|><|vision_end|>",
+)
 
 FAMILIES: dict[str, Family] = {
     "llava": Family("LLaVA-1.5", make_llava, "<image>"),
@@ -51,7 +54,9 @@ FAMILIES: dict[str, Family] = {
         "LLaVA-NeXT (1.6)", make_llava_next, "<image>", note="base view, tiles and newlines"
     ),
     "pixtral": Family("Pixtral", make_pixtral, "[IMG]"),
-    "qwen2.5-vl": Family("Qwen2.5-VL", make_qwen2_5_vl, _QWEN_IMAGE),
+    "qwen2-vl": Family("Qwen2-VL", make_qwen2_vl, *_QWEN),
+    "qwen2.5-vl": Family("Qwen2.5-VL", make_qwen2_5_vl, _QWEN[0]),
+    "qwen3-vl": Family("Qwen3-VL", make_qwen3_vl, _QWEN[0]),
     "internvl3": Family(
         "InternVL3", make_internvl, internvl.IMAGE, note="context tokens of tiles and thumbnail"
     ),

@@ -20,16 +20,18 @@ CHAT_TEMPLATE = (
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ IMAGE + '\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}{{ IMAGE + '\n' }}"
+    "{% elif part['type'] == 'video' %}{{ VIDEO + '\n' }}{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}"
     "{{ ' ' if message['role'] == 'user' else eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 
-def chat_template(image: str, *, bos: bool = True) -> str:
-    """USER: <image>\\n... ASSISTANT:, with `image` as the placeholder of one image."""
-    return ("{{ bos_token }}" if bos else "") + CHAT_TEMPLATE.replace("IMAGE", repr(image))
+def chat_template(image: str, video: str = "", *, bos: bool = True) -> str:
+    """USER: <image>\\n... ASSISTANT:, with the placeholders of one image and one video."""
+    template = CHAT_TEMPLATE.replace("IMAGE", repr(image)).replace("VIDEO", repr(video))
+    return ("{{ bos_token }}" if bos else "") + template
 
 
 def make_tokenizer(
