@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def doctor(argv: Sequence[str]) -> int:
     """Check this environment; prints a report to paste into an issue."""
-    parser = argparse.ArgumentParser(prog="adaptvis doctor", description=doctor.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="adaptvis doctor", description=doctor.__doc__, allow_abbrev=False
+    )
     parser.add_argument(
         "--sources", type=Path, metavar="DIR", help="only look for the hooks in an unpacked vLLM"
     )
@@ -44,7 +46,19 @@ def doctor(argv: Sequence[str]) -> int:
         action="store_true",
         help="compile the kernels for GPUs and print their table; needs no GPU",
     )
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--model",
+        help="say of a model which prompt positions and layers are steered, or why it cannot be; "
+        "needs no weights; vLLM's engine options are taken too",
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="with --model, a picture for the sample prompt"
+    )
+    args, others = parser.parse_known_args(argv)
+    if args.model is not None:
+        return _doctor_model(args.model, args.image, others)
+    if others or args.image:
+        parser.error(f"without --model: {' '.join(others) or '--image'}")
     if args.sources is not None:
         from adaptvis_vllm.sources import missing
 
@@ -58,6 +72,21 @@ def doctor(argv: Sequence[str]) -> int:
     from adaptvis_vllm.doctor import report
 
     text, works = report()
+    print(text)
+    return 0 if works else 1
+
+
+def _doctor_model(model: str, image: Path | None, options: Sequence[str]) -> int:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from adaptvis_vllm.doctor_model import report
+
+    parser = FlexibleArgumentParser(prog="adaptvis doctor --model")
+    EngineArgs.add_cli_args(parser)
+    args = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *options]))
+    text, works = report(args, image)
     print(text)
     return 0 if works else 1
 

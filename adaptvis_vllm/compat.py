@@ -9,6 +9,8 @@ from typing import Any
 
 # Versions whose sources the hooks were checked against.
 CHECKED_VLLM = ("0.32.0", "0.33.0")
+# Model types whose text tokens see later ones. Image tokens may see each other (Gemma-3).
+PREFIX_LM = ("paligemma",)
 WITHOUT = "set VLLM_PLUGINS='' to run vLLM without adaptvis"
 
 
@@ -30,6 +32,7 @@ def steerable_model(model_config: Any) -> bool:
 def refuse_config(vllm_config: Any) -> str | None:
     """Why an engine for a multimodal model cannot be steered; None if it can."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    speculation = vllm_config.speculative_config
     checks = [
         (model.use_mla, "MLA attention is not supported"),
         (model.is_encoder_decoder, "encoder-decoder models are not supported"),
@@ -38,6 +41,11 @@ def refuse_config(vllm_config: Any) -> str | None:
             "models with recurrent layers are not supported",
         ),
         (model.is_diffusion, "diffusion language models are not supported"),
+        (
+            model.hf_config.model_type in PREFIX_LM,
+            "prefix-LM models (PaliGemma) are not supported: all prompt rows see the last one, and "
+            "vLLM computes them as if they did not",
+        ),
         (
             parallel.pipeline_parallel_size > 1,
             "pipeline parallelism (pipeline_parallel_size > 1) is not supported",
@@ -56,8 +64,9 @@ def refuse_config(vllm_config: Any) -> str | None:
             "KV-transfer connectors (kv_transfer_config) are not supported",
         ),
         (
-            vllm_config.speculative_config is not None,
-            "speculative decoding (speculative_config) is not supported",
+            speculation is not None and speculation.method != "ngram",
+            "speculative decoding other than with n-grams (speculative_config method 'ngram') is "
+            "not supported",
         ),
         (
             vllm_config.cache_config.kv_sharing_fast_prefill,

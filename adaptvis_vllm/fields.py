@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 MODES = ("off", "scaling", "adaptive")
 CONFIDENCES = ("max_prob", "margin", "entropy")
-SPANS = ("embeddings", "interval")
+SPANS = ("embeddings", "interval", "image", "video", "all")
 
 ALPHA_MAX = 100.0
 ALPHA_MIN = 2.0**-126  # smallest normal float32: alpha stays > 0 on the device
@@ -61,7 +61,7 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
             raise BadParameter(
                 f"{full} must be one of {', '.join(choices[name])}, not {show(value)}{hint}", name
             )
-        return value
+        return "embeddings" if (name, value) == ("span", "all") else value
     if name == "layers":
         return _canonical_layers(value, full)
     if name == "confidence_decimals":

@@ -45,8 +45,9 @@ class SteeringParams:
         "margin" the largest p minus the second; "entropy" 1 - H(p) / log V.
     confidence_decimals: round the confidence before comparing; 0 to 6, None for not at
         all; 2 is what the paper's code does.
-    span: "embeddings" scales image embeddings only; "interval" everything from the first
-        to the last of them, as the paper's code does.
+    span: "embeddings" or "all" scales the embeddings of images and of video frames, nothing
+        between them; "image" or "video" only those of the one kind; "interval" everything
+        from the first to the last of them, as the paper's code does.
     preset: published values by dataset name, for alphas and threshold not given.
 
     Values are checked and completed at construction: ValueError names the field.

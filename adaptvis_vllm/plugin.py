@@ -153,6 +153,11 @@ HOOKS: tuple[Hook, ...] = (
         "confidence from raw logits; a probe's token is rejected",
     ),
     Hook(
+        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler.__call__",
+        "runner.v2:sampler_call",
+        "the same in steps that hold drafts",
+    ),
+    Hook(
         "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
         "runner.v2:compute_prompt_logprobs",
         "prompt logprobs leave with the first token",

@@ -6,7 +6,7 @@ the oracle of the tests, and serves any model that transformers loads for images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,24 @@ from transformers import (  # noqa: E402
 from adaptvis_vllm import policy  # noqa: E402
 from adaptvis_vllm.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.reference_attention import Steering, install  # noqa: E402
-from adaptvis_vllm.report import MODE_OFF, NO_IMAGE, Report  # noqa: E402
+from adaptvis_vllm.reference_inputs import Prompt, Video, prepare  # noqa: E402
+from adaptvis_vllm.reference_positions import (  # noqa: E402
+    feature_positions,
+    feature_tokens,
+    steered_columns,
+)
+from adaptvis_vllm.report import MODE_OFF, Report, nothing_to_steer  # noqa: E402
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
     """One greedy answer.
 
-    prompt_token_ids: with image placeholders expanded. image_positions: those of image
-    embeddings in it. token_ids: of the answer, with its end-of-sequence token if there is
-    one. logprobs: of each of them, from the raw logits in float32. top_logprobs: per token
-    the (token id, logprob) pairs asked for, best first. finish_reason: "stop" or "length".
+    prompt_token_ids: with image placeholders expanded. image_positions: those of the
+    embeddings of images and video frames in it. token_ids: of the answer, with its
+    end-of-sequence token if there is one. logprobs: of each of them, from the raw logits in
+    float32. top_logprobs: per token the (token id, logprob) pairs asked for, best first.
+    finish_reason: "stop" or "length".
     """
 
     prompt_token_ids: list[int]
@@ -59,8 +66,13 @@ class ReferenceModel:
         *,
         dtype: torch.dtype | str = torch.float32,
         device: str | torch.device = "cpu",
+        causal: bool = False,
     ) -> None:
-        """ValueError where the architecture cannot be steered through transformers."""
+        """ValueError where the architecture cannot be steered through transformers.
+
+        causal: image tokens see no later ones, as with vLLM's CPU backend, where a model
+            (Gemma-3) lets the tokens of an image see each other.
+        """
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         model: Any = AutoModelForImageTextToText
@@ -69,7 +81,8 @@ class ReferenceModel:
         if self.model.config.is_encoder_decoder:
             raise ValueError(f"{self.model.config.model_type} keeps images out of the prompt")
         self.device = torch.device(device)
-        self.image_token_id = _image_token_id(self.model.config)
+        self.causal = causal
+        self.feature_tokens = feature_tokens(self.model.config)
         self.eos_token_ids = _eos_token_ids(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         # Greedy: a checkpoint's own sampling defaults and penalties must not leak in.
@@ -82,10 +95,11 @@ class ReferenceModel:
 
     def generate(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: Prompt,
         images: Sequence[Image.Image] = (),
         params: SteeringParams | None = None,
         *,
+        videos: Sequence[Video] = (),
         max_tokens: int = 16,
         logprobs: int = 0,
         ignore_eos: bool = False,
@@ -95,15 +109,20 @@ class ReferenceModel:
         prompt: text with the model's image placeholders, or chat messages, whose content
             is a text or a list of {"type": "text", "text": ...} and {"type": "image"}.
         images: in the order of their placeholders.
+        videos: the same, each its frames, [T, H, W, 3] uint8, and their metadata.
         params: None is the same as mode "off".
         logprobs: how many of the best tokens to list at each step.
         ValueError for layers that the model does not have.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        inputs = self._inputs(prompt, images)
+        inputs = prepare(self.processor, prompt, images, videos)
+        inputs = inputs.to(self.device, dtype=self.model.dtype)
+        if self.causal:
+            inputs.pop("token_type_ids", None)
         ids: list[int] = inputs["input_ids"][0].tolist()
-        positions = [i for i, token in enumerate(ids) if token == self.image_token_id]
+        found = feature_positions(self.feature_tokens, ids)
+        positions = steered_columns(found, params.span if params else "embeddings")
 
         def run(alpha: float | None, count: int) -> tuple[list[int], torch.Tensor]:
             with self._steered(params, alpha, positions, len(ids)):
@@ -117,7 +136,7 @@ class ReferenceModel:
         stopped = not ignore_eos and token_ids[-1] in self.eos_token_ids
         return ReferenceOutput(
             prompt_token_ids=ids,
-            image_positions=positions,
+            image_positions=steered_columns(found, "embeddings"),
             token_ids=token_ids,
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             logprobs=chosen.tolist(),
@@ -135,7 +154,7 @@ class ReferenceModel:
             return Report("off", reason=MODE_OFF)
         params.layer_set(self.num_layers)
         if not positions:
-            return Report(params.mode, reason=NO_IMAGE)
+            return Report(params.mode, reason=nothing_to_steer(params.span))
         if params.mode == "scaling":
             return Report(params.mode, alpha=params.alpha, steered=True)
         _, logits = run(None, 1)
@@ -158,10 +177,7 @@ class ReferenceModel:
             yield
             return
         columns = torch.zeros(length, dtype=torch.bool, device=self.device)
-        if params.span == "interval":
-            columns[positions[0] : positions[-1] + 1] = True
-        else:
-            columns[positions] = True
+        columns[positions] = True
         chosen = params.layer_set(self.num_layers)
         wanted = self.layers if chosen is None else self.layers & chosen
         self._steering.begin(alpha, columns, wanted)
@@ -171,20 +187,6 @@ class ReferenceModel:
             done = self._steering.end()
         if done != wanted:
             raise RuntimeError(f"layers {sorted(wanted - done)} were not steered")
-
-    def _inputs(
-        self, prompt: str | Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
-    ) -> Any:
-        # A chat template writes the leading special tokens itself.
-        text_kwargs = {} if isinstance(prompt, str) else {"add_special_tokens": False}
-        if not isinstance(prompt, str):
-            prompt = self.processor.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=False
-            )
-        inputs = self.processor(
-            text=prompt, images=list(images) or None, return_tensors="pt", **text_kwargs
-        )
-        return inputs.to(self.device, dtype=self.model.dtype)
 
     @torch.inference_mode()
     def _greedy(
@@ -201,13 +203,6 @@ class ReferenceModel:
         )
         new = out.sequences[0, inputs["input_ids"].shape[1] :]
         return new.tolist(), torch.cat(out.logits).cpu()
-
-
-def _image_token_id(config: Any) -> int:
-    for name in ("image_token_id", "image_token_index"):
-        if isinstance(getattr(config, name, None), int):
-            return getattr(config, name)
-    raise ValueError(f"{config.model_type} does not say which token stands for an image")
 
 
 def _eos_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:

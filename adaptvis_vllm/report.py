@@ -6,8 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 NO_IMAGE = "no image"
+NO_VIDEO = "no video"  # of a request that steers towards videos only
 MODE_OFF = "mode off"
 CARRIER = "adaptvis"  # its key in vLLM's kv_transfer_params, and in responses
+
+
+def nothing_to_steer(span: str) -> str:
+    """The reason where a prompt has no position of this span."""
+    return NO_VIDEO if span == "video" else NO_IMAGE
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.report import CARRIER, MODE_OFF, NO_IMAGE, Report
-from adaptvis_vllm.span import has_image
+from adaptvis_vllm.report import CARRIER, MODE_OFF, Report, nothing_to_steer
+from adaptvis_vllm.span import has_positions
 
 
 @dataclass
@@ -21,7 +21,7 @@ class RequestSteering:
 
     params: SteeringParams
     last: int  # n, the last prompt position
-    image: bool
+    image: bool  # whether the prompt has image positions
     probed: bool = False
     steered: bool = False
     reported: bool = False
@@ -45,7 +45,7 @@ class RequestSteering:
         if self.params.mode == "off":
             return Report("off", reason=MODE_OFF)
         if not self.image:
-            return Report(self.params.mode, reason=NO_IMAGE)
+            return Report(self.params.mode, reason=nothing_to_steer(self.params.span))
         if self.params.mode == "scaling":
             return Report("scaling", alpha=self.params.alpha, steered=True)
         return Report("adaptive", self.confidence, self.alpha, steered=True)
@@ -74,7 +74,9 @@ def steering_of(request: Any) -> RequestSteering | None:
     if request.sampling_params is not None:
         params = SteeringParams.from_flat(request.sampling_params.extra_args)
     request.adaptvis = params and RequestSteering(
-        params, request.num_prompt_tokens - 1, has_image(request.mm_features)
+        params,
+        request.num_prompt_tokens - 1,
+        has_positions(request.mm_features, params.span),
     )
     return request.adaptvis
 
@@ -93,6 +95,7 @@ def rewind_probes(original: Callable[..., Any]) -> Callable[..., Any]:
             start = request.num_computed_tokens
             if not start <= steering.last < start + count:
                 continue
+            _drop_placeholders(scheduler_output, req_id)
             if steering.params.mode == "adaptive" and not steering.probed:
                 steering.probed = True
                 probes.append(request)
@@ -106,6 +109,17 @@ def rewind_probes(original: Callable[..., Any]) -> Callable[..., Any]:
             request.num_in_flight_tokens += 1
 
     return _update_after_schedule
+
+
+def _drop_placeholders(scheduler_output: Any, req_id: str) -> None:
+    """Take back the padding of a prompt whose last token arrives alone.
+
+    With speculative decoding vLLM pads such a first step to the length of a decode with
+    drafts; a rewound step has no sampled token to reject them by.
+    """
+    padding = scheduler_output.scheduled_spec_decode_tokens.pop(req_id, ())
+    scheduler_output.num_scheduled_tokens[req_id] -= len(padding)
+    scheduler_output.total_num_scheduled_tokens -= len(padding)
 
 
 def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,28 +7,34 @@ from typing import Any
 
 import numpy as np
 
-# Modality names of vLLM's multimodal features whose embeddings are image positions.
-VISION = frozenset({"image", "video", "vision_chunk"})
+# By span, names of vLLM's modalities whose embeddings are image positions. A vision_chunk
+# is one or the other, and does not say which.
+_IMAGE = frozenset({"image", "vision_chunk"})
+_VIDEO = frozenset({"video", "vision_chunk"})
+_MODALITIES = {"image": _IMAGE, "video": _VIDEO}
 
 
-def has_image(mm_features: Sequence[Any]) -> bool:
-    """Whether any feature puts at least one image embedding into the prompt."""
-    return any(f.modality in VISION and f.mm_position.get_num_embeds() for f in mm_features)
+def has_positions(mm_features: Sequence[Any], span: str) -> bool:
+    """Whether `image_positions` are any."""
+    wanted = _MODALITIES.get(span, _IMAGE | _VIDEO)
+    return any(f.modality in wanted and f.mm_position.get_num_embeds() for f in mm_features)
 
 
 def image_positions(mm_features: Sequence[Any], span: str) -> np.ndarray:
     """Prompt positions whose logits are scaled.
 
     mm_features: vLLM's `MultiModalFeatureSpec`s (`mm_position` is a `PlaceholderRange`).
-    span: "embeddings", exactly the positions that hold an image embedding, so neither
-        separators inside an image nor text between images; "interval", everything from
-        the first to the last of them.
-    Returns [P] int64, ascending and unique; empty without an image.
+    span: "embeddings", exactly the positions that hold the embedding of an image or a video
+        frame, so neither separators inside an image nor text between images or frames;
+        "image" or "video", those of the one kind; "interval", everything from the first to
+        the last of all.
+    Returns [P] int64, ascending and unique; empty where there are none.
     """
+    wanted = _MODALITIES.get(span, _IMAGE | _VIDEO)
     parts = [
         np.arange(first, last + 1)
         for feature in mm_features
-        if feature.modality in VISION
+        if feature.modality in wanted
         for first, last in feature.mm_position.extract_embeds_range()
     ]
     if not parts:

@@ -247,11 +247,12 @@ class Steering:
                 "forward pass ran without its attention layers (a CUDA graph, or a skipped hook)"
             )
 
-    def observe(self, logits: torch.Tensor | None) -> None:
+    def observe(self, logits: torch.Tensor | None, last: torch.Tensor | None = None) -> None:
         """Confidence and alpha of the probed rows, from the raw logits; no host sync.
 
-        logits: [num_reqs, V], before penalties, masks and temperature; None on ranks that
-        hold none.
+        logits: [num_rows, V], before penalties, masks and temperature; None on ranks that
+        hold none. last: [num_reqs] int, row of each request's last token; None where a
+        request has one row.
         """
         plan = self.sampling
         if plan is None or not plan.probes:
@@ -264,7 +265,8 @@ class Steering:
             conf = torch.zeros(len(plan.probes), dtype=torch.float32, device=self.device)
         else:
             used = {r.params.confidence for r in plan.probes}
-            conf = policy.confidences(logits.index_select(0, plan.probe_lines), kinds, used)
+            lines = plan.probe_lines if last is None else last[plan.probe_lines]
+            conf = policy.confidences(logits.index_select(0, lines), kinds, used)
         if self.broadcast is not None:
             self.broadcast(conf)
         alpha = policy.choose_alpha(conf, low, high, threshold, decimals)

@@ -41,6 +41,17 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """More threads only slow the tiny models down."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Any]:
     """An in-process engine with small blocks and small chunks, prefix caching on."""
     from engine import close, make_llm

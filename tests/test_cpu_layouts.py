@@ -291,3 +291,17 @@ def test_values_behind_a_row_do_not_leak() -> None:
         step.step_rows(alphas, spans),
     )
     assert torch.equal(clean, dirty)
+
+
+def test_a_window_without_image_positions_changes_nothing() -> None:
+    """Rows whose window begins behind the image: alpha 3 is alpha 1, to the bit."""
+    step = Step(torch.float32, 64, "vec", window=20)
+    spans = [[]] * 2 + [list(range(4, 40))] * 3
+    outputs = []
+    for alpha in (1.0, 3.0):
+        output = torch.zeros_like(step.query)
+        rows = step.step_rows([alpha] * 5, spans)
+        cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+        outputs.append(output)
+    assert torch.equal(*outputs)
+    assert all(length - 20 >= 40 for length in step.lens[2:])

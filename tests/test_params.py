@@ -30,7 +30,7 @@ BAD_VALUES: dict[str, list[Any]] = {
                [-1], "10000", "0-99999999999", {}, [[0]], "all,1", "٣"],
     "confidence": ["maxprob", "", 1, True, ["margin"]],
     "confidence_decimals": [-1, 7, 2.0, "2", "", True, NAN, [2]],
-    "span": ["image", "", 0, True],
+    "span": ["frames", "", 0, True],
     "preset": ["", "COCO", "controlled", 3, True],
 }  # fmt: skip
 CASES = [(f, v) for f, values in BAD_VALUES.items() for v in values]
@@ -80,6 +80,7 @@ GOOD_VALUES = [
     ("confidence_decimals", 6, 6),
     ("confidence_decimals", "none", None),
     ("span", "interval", "interval"),
+    ("span", "all", "embeddings"),
 ]
 
 
@@ -222,7 +223,7 @@ common = {
     "layers": st.none() | st.sets(st.integers(0, 99), min_size=1).map(list),
     "confidence": st.sampled_from(["max_prob", "margin", "entropy"]),
     "confidence_decimals": st.none() | st.integers(0, 6),
-    "span": st.sampled_from(["embeddings", "interval"]),
+    "span": st.sampled_from(["embeddings", "interval", "image", "video"]),
 }
 params_strategy = st.one_of(
     st.builds(SteeringParams, mode=st.just("off"), **common),

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
 from adaptvis_vllm.reference import ReferenceModel
+from adaptvis_vllm.reference_inputs import prepare
 
 ONE = "USER: <image>\nWhere is the cat? ASSISTANT:"
 TWO = "USER: <image>\nand <image>\nWhich is brighter? ASSISTANT:"
@@ -110,7 +111,7 @@ def test_decoding_is_not_scaled(llama: ReferenceModel) -> None:
     """Stock attention from the steered cache on gives the same answer."""
     params = ScalingVis(2.5)
     answer = llama.generate(ONE, make_images(1), params, max_tokens=6, ignore_eos=True)
-    inputs = llama._inputs(ONE, make_images(1))
+    inputs = prepare(llama.processor, ONE, make_images(1), [])
     length = inputs["input_ids"].shape[1]
     with llama._steered(params, params.alpha, answer.image_positions, length), torch.no_grad():
         out = llama.model(**inputs, use_cache=True)

@@ -32,7 +32,7 @@ REFUSED = [
     ("parallel_config.enable_dbo", True, "enable_dbo"),
     ("parallel_config.enable_batch_sharded_sampling", True, "enable_batch_sharded_sampling"),
     ("kv_transfer_config", object(), "kv_transfer_config"),
-    ("speculative_config", object(), "speculative_config"),
+    ("speculative_config", SimpleNamespace(method="eagle"), "speculative_config"),
     ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
     ("compilation_config.pass_config.fuse_attn_quant", True, "fuse_attn_quant"),
     ("model_config.use_mla", True, "MLA"),
@@ -40,6 +40,7 @@ REFUSED = [
     ("model_config.is_hybrid", True, "recurrent"),
     ("model_config.is_attention_free", True, "recurrent"),
     ("model_config.is_diffusion", True, "diffusion"),
+    ("model_config.hf_config.model_type", "paligemma", "prefix-LM"),
 ]
 
 

@@ -25,12 +25,17 @@ def make_steering(vllm_config: Any, device: Any) -> Steering | None:
     reason = refuse_config(vllm_config)
     if reason:
         raise ValueError(reason)
-    layers = {
-        extract_layer_index(name): (name, layer)
-        for name, layer in get_layers_from_vllm_config(vllm_config, Attention).items()
-        if layer.attn_type == AttentionType.DECODER
-    }
+    layers = attention_layers(vllm_config)
     group = get_tp_group()
     steering = Steering(device, sorted(layers), group.broadcast if group.world_size > 1 else None)
     wrap.install(layers, steering)
     return steering
+
+
+def attention_layers(vllm_config: Any) -> dict[int, tuple[str, Any]]:
+    """By index the name and the vLLM `Attention` of each decoder layer of the model made last."""
+    return {
+        extract_layer_index(name): (name, layer)
+        for name, layer in get_layers_from_vllm_config(vllm_config, Attention).items()
+        if layer.attn_type == AttentionType.DECODER
+    }

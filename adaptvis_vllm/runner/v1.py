@@ -68,12 +68,18 @@ def prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sample(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the confidence before the sampler changes the logits."""
+    """Take the confidence before the sampler changes the logits.
 
-    def _sample(self: Any, logits: Any, *args: Any, **kwargs: Any) -> Any:
+    With drafts in the step a request has a row for each of them; its last one follows them.
+    """
+
+    def _sample(
+        self: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if self.adaptvis is not None:
-            self.adaptvis.observe(logits)
-        return original(self, logits, *args, **kwargs)
+            last = spec_decode_metadata and spec_decode_metadata.bonus_logits_indices
+            self.adaptvis.observe(logits, last)
+        return original(self, logits, spec_decode_metadata, *args, **kwargs)
 
     return _sample
 

@@ -20,6 +20,8 @@ def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
         if self.sampler is not None:
             self.sampler.adaptvis = self.adaptvis
             self.prompt_logprobs_worker.adaptvis = self.adaptvis
+        if self.rejection_sampler is not None:
+            self.rejection_sampler.adaptvis = self.adaptvis
         self.cudagraph_manager.adaptvis = self.adaptvis
 
     return initialize_kv_cache
@@ -90,15 +92,17 @@ def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
 def sampler_call(original: Callable[..., Any]) -> Callable[..., Any]:
     """Confidence from the raw logits; a probe samples nothing and takes its token back.
 
-    `num_rejected` 1 makes `post_update` rewind the device's count of computed tokens.
+    `num_rejected` 1 makes `post_update` rewind the device's count of computed tokens. With
+    drafts in the step a request has a row of logits for each; its last one follows them.
     """
 
-    def __call__(self: Any, logits: Any, input_batch: Any) -> Any:
+    def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         steering = getattr(self, "adaptvis", None)
         if steering is None or steering.sampling is None:
-            return original(self, logits, input_batch)
-        steering.observe(logits)
-        output = original(self, logits, input_batch)
+            return original(self, logits, input_batch, *args, **kwargs)
+        drafts = input_batch.num_draft_tokens
+        steering.observe(logits, input_batch.cu_num_logits[1:] - 1 if drafts else None)
+        output = original(self, logits, input_batch, *args, **kwargs)
         lines = steering.sampling.probe_lines
         if lines is not None:
             output.num_sampled.index_fill_(0, lines, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,22 +20,33 @@ CHAT_TEMPLATE = (
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ IMAGE + '\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}{{ IMAGE + '\n' }}"
+    "{% elif part['type'] == 'video' %}{{ VIDEO + '\n' }}{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}"
     "{{ ' ' if message['role'] == 'user' else eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
 
-def chat_template(image: str, *, bos: bool = True) -> str:
-    """USER: <image>\\n... ASSISTANT:, with `image` as the placeholder of one image."""
-    return ("{{ bos_token }}" if bos else "") + CHAT_TEMPLATE.replace("IMAGE", repr(image))
+def chat_template(image: str, video: str = "", *, bos: bool = True) -> str:
+    """USER: <image>\\n... ASSISTANT:, with the placeholders of one image and one video."""
+    template = CHAT_TEMPLATE.replace("IMAGE", repr(image)).replace("VIDEO", repr(video))
+    return ("{{ bos_token }}" if bos else "") + template
 
 
 def make_tokenizer(
-    vocab_size: int, specials: tuple[str, ...], *, add_bos: bool = True
+    vocab_size: int,
+    specials: tuple[str, ...],
+    *,
+    add_bos: bool = True,
+    names: Mapping[str, str] | None = None,
+    added: tuple[str, ...] = (),
 ) -> PreTrainedTokenizerFast:
-    """specials follow <pad> = 0, <s> = 1, </s> = 2; the prompt gets a leading <s>."""
+    """specials follow <pad> = 0, <s> = 1, </s> = 2; the prompt gets a leading <s>.
+
+    names: attributes under which a processor asks for specials ({"image_token": "<image>"}).
+    added: texts that are one token each wherever they occur.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,6 +58,7 @@ def make_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.add_tokens(list(added))
     if add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
@@ -55,6 +69,7 @@ def make_tokenizer(
         bos_token="<s>",
         eos_token="</s>",
         additional_special_tokens=list(specials),
+        model_specific_special_tokens=dict(names or {}),
     )
 
 

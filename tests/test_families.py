@@ -1,0 +1,210 @@
+"""Steered answers of the engine are the reference's, for every family; README's table says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import family_table
+import pytest
+from family_cases import Case, answer, make_cases
+from family_table import Found
+from models.families import FAMILIES, Family
+
+from adaptvis_vllm.reference import ReferenceModel, ReferenceOutput
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STEERED = [name for name, family in FAMILIES.items() if not family.refused]
+REFUSED = [name for name, family in FAMILIES.items() if family.refused]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("families")
+
+    def make(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else FAMILIES[name].make(path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def references(checkpoint: Callable[[str], Path]) -> Callable[[str, Case], ReferenceOutput]:
+    models: dict[str, ReferenceModel] = {}
+
+    def generate(name: str, case: Case) -> ReferenceOutput:
+        if name not in models:
+            models.clear()
+            models[name] = ReferenceModel(checkpoint(name), causal=FAMILIES[name].causal)
+        return models[name].generate(
+            case.text(FAMILIES[name]),
+            case.images,
+            case.steering,
+            videos=case.videos,
+            max_tokens=case.max_tokens,
+            logprobs=20,
+        )
+
+    return generate
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Found]:
+    return {name: Found() for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def v2(
+    request: pytest.FixtureRequest,
+    checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """Answers of the selected families on V2, from one process of its own."""
+    names = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.originalname == test_v2_answers_as_the_reference.__name__
+    ]
+    return run_v2(tmp_path_factory.mktemp("v2"), {name: checkpoint(name) for name in names})
+
+
+def run_v2(folder: Path, models: dict[str, Path], *arguments: str) -> dict[str, Any]:
+    """What `family_cases.py`, as a program, answers for these checkpoints."""
+    out, program = folder / "out.json", Path(__file__).with_name("family_cases.py")
+    paths = json.dumps({name: str(path) for name, path in models.items()})
+    done = subprocess.run(
+        [sys.executable, program, out, paths, *arguments],
+        env={**os.environ, "PYTHONPATH": str(program.parent), "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+def agree(given: dict[str, Any], expected: ReferenceOutput) -> None:
+    """Same prompt, positions, tokens, first-token log-probabilities and report."""
+    assert given["prompt_token_ids"] == expected.prompt_token_ids
+    assert given["positions"] == expected.image_positions
+    assert given["token_ids"] == expected.token_ids
+    theirs = {str(token): logprob for token, logprob in expected.top_logprobs[0]}
+    common = given["logprobs"].keys() & theirs.keys()
+    assert len(common) >= 10
+    for token in common:
+        assert given["logprobs"][token] == pytest.approx(theirs[token], abs=1e-4)
+    report = expected.report.as_dict()
+    if report["confidence"] is not None:
+        report["confidence"] = pytest.approx(report["confidence"], abs=1e-4)
+    assert (given["adaptvis"] or {"mode": "off"})["mode"] == report["mode"]
+    assert given["adaptvis"] is None or given["adaptvis"] == report
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_v1_answers_as_the_reference(
+    name: str,
+    checkpoint: Callable[[str], Path],
+    references: Callable[[str, Case], ReferenceOutput],
+    found: dict[str, Found],
+) -> None:
+    family = FAMILIES[name]
+    cases = [case for case in make_cases(family) if not case.v2]
+    result = answer(checkpoint(name), family, cases)
+    plain: dict[str, list[int]] = {}
+    changed, alphas = 0, set()
+    for case, given in zip(cases, result["answers"], strict=True):
+        expected = references(name, case)
+        agree(given, expected)
+        if case.steering is None:
+            plain[case.text(family)] = expected.token_ids
+            continue
+        alphas.add(expected.report.alpha)
+        changed += plain.get(case.text(family), expected.token_ids) != expected.token_ids
+    assert len(cases) >= 8
+    assert changed, "steering changes no answer: the checkpoint is no test"
+    assert {0.4, 2.5} <= alphas, "both branches of adaptive steering"
+    record(found[name], family, checkpoint(name), result)
+    found[name].v1 = len(cases)
+    found[name].video = any(case.videos for case in cases)
+
+
+def record(found: Found, family: Family, model: Path, result: dict[str, Any]) -> None:
+    """Names of the tokens at and between the image positions, kinds of layers."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inside: set[int] = set()
+    around: set[int] = set()
+    for given in result["answers"]:
+        at, ids = given["positions"], given["prompt_token_ids"]
+        inside |= {ids[p] for p in at}
+        around |= {ids[p] for p in range(at[0], at[-1] + 2)} & set(tokenizer.all_special_ids)
+    found.inside = tokenizer.convert_ids_to_tokens(sorted(inside))
+    found.between = tokenizer.convert_ids_to_tokens(sorted(around - inside))
+    found.layers = result["layers"]
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_v2_answers_as_the_reference(
+    name: str,
+    v2: dict[str, Any],
+    references: Callable[[str, Case], ReferenceOutput],
+    found: dict[str, Found],
+) -> None:
+    cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
+    assert len(cases) == 2
+    for case, given in zip(cases, v2[name]["answers"], strict=True):
+        agree(given, references(name, case))
+    found[name].v2 = len(cases)
+
+
+@pytest.mark.parametrize("name", [n for n in STEERED if FAMILIES[n].causal])
+def test_image_tokens_see_each_other_on_gpu_backends(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """V2, TRITON_ATTN and our kernel, interpreted, against transformers as it is."""
+    path = checkpoint(name)
+    given = run_v2(tmp_path, {name: path}, "TRITON_ATTN")[name]["answers"]
+    cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
+    model, causal = ReferenceModel(path), ReferenceModel(path, causal=True)
+    for case, answered in zip(cases, given, strict=True):
+        asked = (case.text(FAMILIES[name]), case.images, case.steering)
+        expected = model.generate(*asked, max_tokens=case.max_tokens, logprobs=20)
+        agree(answered, expected)
+        assert causal.generate(*asked, max_tokens=1).logprobs[0] != pytest.approx(
+            expected.logprobs[0], abs=1e-3
+        )
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_start_up_refuses(
+    name: str, checkpoint: Callable[[str], Path], found: dict[str, Found]
+) -> None:
+    with pytest.raises(ValueError, match=FAMILIES[name].refused):
+        answer(checkpoint(name), FAMILIES[name], make_cases(FAMILIES[name])[:1])
+    found[name].refused = FAMILIES[name].refused
+
+
+def test_the_readme_has_this_table(found: dict[str, Found]) -> None:
+    """Of the families that ran; all of them ran where no test was deselected or failed."""
+    rows = {n: family_table.row(FAMILIES[n], f) for n, f in found.items() if _complete(f)}
+    if not rows:
+        pytest.skip("no family ran")
+    whole = len(rows) == len(FAMILIES)
+    if os.environ.get("ADAPTVIS_WRITE_TABLE"):
+        assert whole, f"did not run or failed: {sorted(FAMILIES.keys() - rows.keys())}"
+        family_table.write(list(rows.values()))
+    table = family_table.read()
+    missing = [row for row in rows.values() if row not in table]
+    hint = "ADAPTVIS_WRITE_TABLE=1 pytest tests/test_families.py writes README's table"
+    assert not missing, "\n".join([hint, *missing])
+    assert not whole or table == list(rows.values()), hint
+
+
+def _complete(found: Found) -> bool:
+    return bool(found.refused or (found.v1 and found.v2))
