@@ -18,7 +18,7 @@ setup:
 	@bash tools/setup_env.sh
 
 demo: setup
-	@$(ENV) PYTHONPATH=tests $(PY) demo/run.py
+	@$(ENV) $(PY) demo/run.py
 
 lint: setup
 	@$(ENV) $(PY) -m ruff check .

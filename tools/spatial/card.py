@@ -45,8 +45,7 @@ def _normal() -> str:
     return (
         "**Expect no gain from steering here.** A model trained end to end on its task has its"
         " attention right: alpha = 1 is meant to be the best, and calibration should say so. The"
-        " gains that the AdaptVis paper reports are those of large pretrained models. Its positive"
-        " control, `spatial-llava-control`, is the counterpart with which a tool must find one.\n"
+        " gains that the AdaptVis paper reports are those of large pretrained models.\n"
     )
 
 
