@@ -9,7 +9,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TORCHDYNAMO_DISABLE="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS="1",  # more only slow the tiny models down
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="ERROR",
     TOKENIZERS_PARALLELISM="false",
@@ -38,17 +38,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("rows")
     return write_rows(folder / "in.jsonl", make_rows(folder))
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """More threads only slow the tiny models down."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

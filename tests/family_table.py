@@ -64,4 +64,5 @@ def read() -> list[str]:
 
 
 def _code(tokens: list[str]) -> str:
-    return ", ".join(f"`{token}`" for token in tokens)
+    """A bar ends a cell, in code too, unless it is escaped."""
+    return ", ".join(f"`{token}`" for token in tokens).replace("|", r"\|")

@@ -18,7 +18,6 @@ from models.families import FAMILIES, Family
 
 from adaptvis_vllm.reference import ReferenceModel, ReferenceOutput
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STEERED = [name for name, family in FAMILIES.items() if not family.refused]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused]
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from adaptvis_vllm import AdaptVis, ScalingVis
 from adaptvis_vllm.reference import ReferenceModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RANK, ALPHA = 8, 16
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STEERINGS = [None, ScalingVis(0.3), ScalingVis(3), AdaptVis(0.4, 2.5, 0.4)]

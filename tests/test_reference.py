@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ TWO = "USER: <image>\nand <image>\nWhich is brighter? ASSISTANT:"
 NONE = "USER: Where is the cat? ASSISTANT:"
 PROMPTS = [(ONE, make_images(1)), (TWO, make_images(2, first=3)), (NONE, [])]
 PROMPT_IDS = ["one-image", "two-images", "no-image"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only slow such small models down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])

@@ -18,7 +18,6 @@ from test_parity import OPTIONS, answer, assert_parity
 
 from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NGRAM = {
     "method": "ngram",
     "num_speculative_tokens": 3,

@@ -20,6 +20,8 @@ from adaptvis_vllm.serving.cluster.routing import CALLBACK
 
 STOP_S = 30.0  # an idle replica's
 OBJECT_STORE = 2**28  # bytes; requests and answers do not go through it
+# Of Serve's controller: a proxy on a busy machine needs longer to start than the 5 s of Ray.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50"}
 
 
 def run(args: argparse.Namespace, replicas: int, ray_address: str | None) -> int:
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace, replicas: int, ray_address: str | None) -> int
     try:
         with (
             tempfile.TemporaryDirectory(prefix="adaptvis-metrics-") as metrics,
-            connected(ray_address, total, OBJECT_STORE, env=CALLBACK),
+            connected(ray_address, total, OBJECT_STORE, env=CALLBACK | PATIENT),
         ):
             # Ray has a handler of its own, which would leave Serve's actors behind.
             signal.signal(signal.SIGTERM, interrupt)
