@@ -168,7 +168,7 @@ def test_sweep_without_image(url: str) -> None:
         ("adaptvis_alpha", {"vllm_xargs": {"adaptvis_alpha": 2.0}}),
         ("adaptvis_mode", {"vllm_xargs": {"adaptvis_mode": "off"}}),
         ("adaptvis_layers", {"vllm_xargs": {"adaptvis_layers": "0-99"}}),
-        ("adaptvis_span", {"vllm_xargs": {"adaptvis_span": "all"}}),
+        ("adaptvis_span", {"vllm_xargs": {"adaptvis_span": "frames"}}),
         ("adaptvis_alpha", {"adaptvis_alpha": 2.0}),
         ("max_tokens", {"max_tokens": "x"}),
     ],
