@@ -64,17 +64,25 @@ def report(engine_args: Any, picture: Path | None = None) -> tuple[str, bool]:
 
 def decoder_layers(vllm_config: Any) -> dict[int, tuple[str, Any]]:
     """By index each decoder layer's name and vLLM `Attention`, made without weights."""
+    from vllm.model_executor.layers import rotary_embedding
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
     from adaptvis_vllm.runner.install import attention_layers
 
-    with (
-        _one_rank(vllm_config),
-        torch.device("meta"),
-        set_default_torch_dtype(vllm_config.model_config.dtype),
-    ):
-        initialize_model(vllm_config)
+    # vLLM shares rotary embeddings among all models of a process: not these, without values.
+    shared = rotary_embedding._ROPE_DICT
+    before = dict(shared)
+    try:
+        with (
+            _one_rank(vllm_config),
+            torch.device("meta"),
+            set_default_torch_dtype(vllm_config.model_config.dtype),
+        ):
+            initialize_model(vllm_config)
+    finally:
+        shared.clear()
+        shared.update(before)
     return attention_layers(vllm_config)
 
 

@@ -170,6 +170,7 @@ NEEDS: tuple[str, ...] = (
     "vllm.config:get_layers_from_vllm_config",
     "vllm.distributed.parallel_state:get_tp_group",
     "vllm.model_executor.layers.attention:Attention",
+    "vllm.model_executor.layers.rotary_embedding:_ROPE_DICT",
     "vllm.model_executor.models.utils:extract_layer_index",
     "vllm.multimodal.inputs:PlaceholderRange.extract_embeds_range",
     "vllm.multimodal.inputs:PlaceholderRange.get_num_embeds",

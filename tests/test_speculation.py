@@ -34,6 +34,15 @@ STEERINGS: list[SteeringParams | None] = [
 REPEATED = "The cat sat on the mat and the cat sat on the mat. Where is the cat?"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_llvmlite() -> Iterator[None]:
+    """N-gram look-up imports numba. vLLM 0.32 on a CPU starts no further engine in a process with
+    llvmlite: looking for kernels in every module, it stumbles over that one's."""
+    yield
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("llvmlite", "numba")]:
+        del sys.modules[name]
+
+
 @contextmanager
 def counted(llm: Any) -> Iterator[Counter[str]]:
     """Of the engine's steps: drafts, and steps in which a prompt joins somebody's drafts."""
