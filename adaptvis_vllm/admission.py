@@ -64,13 +64,15 @@ class Admission:
             if self.defaults is not None:
                 self.defaults.layer_set(self.num_layers)
 
-    def resolve(self, sampling_params: Any, *, resumable: bool = False) -> SteeringParams | None:
+    def resolve(
+        self, extra_args: Mapping[str, Any] | None, *, resumable: bool = False
+    ) -> SteeringParams | None:
         """Complete and checked parameters of one request; None if it asks for nothing.
 
-        sampling_params: vLLM's. Refused names the field.
+        extra_args: of vLLM's `SamplingParams`. Refused names the field.
         """
         try:
-            params = SteeringParams.from_flat(sampling_params.extra_args, defaults=self.defaults)
+            params = SteeringParams.from_flat(extra_args, defaults=self.defaults)
             if params is None or not self.steerable:
                 return params
             params.layer_set(self.num_layers, prefix=PREFIX)
@@ -85,6 +87,11 @@ class Admission:
                 )
             )
         return params
+
+    def refuse_beams(self) -> None:
+        """Refused if the defaults steer: they would steer each step of a beam search."""
+        if self.steerable:
+            _refuse_beams(self.defaults, f"additional_config['{OPTION}'] mode")
 
 
 def check_engine(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +109,7 @@ def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
-            self.adaptvis.resolve(params)
+            self.adaptvis.resolve(params.extra_args)
         return original(self, params, *args, **kwargs)
 
     return _validate_params
@@ -113,34 +120,50 @@ def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
     when a streamed response has already begun with HTTP 200."""
 
     def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        self.input_processor.adaptvis.resolve(sampling_params)
+        self.input_processor.adaptvis.resolve(sampling_params.extra_args)
         return original(self, prompt, sampling_params, *args, **kwargs)
 
     return generate
 
 
 def check_body(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `to_sampling_params` of HTTP requests.
+    """Wraps `create_chat_completion`, `create_completion` and `create_responses`.
+
+    vLLM renders a request's pictures before it looks at its parameters, and counts on the
+    engine to have them from then on: refused only later, a request would leave the next one with
+    the same picture to fail.
+    """
+
+    async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        check_fields(request)
+        admission = self.engine_client.input_processor.adaptvis
+        params = admission.resolve(request.vllm_xargs)
+        if getattr(request, "use_beam_search", False):
+            admission.refuse_beams()
+            if request.vllm_xargs:  # vLLM drops them
+                _refuse_beams(params, f"{PREFIX}mode")
+        return await original(self, request, *args, **kwargs)
+
+    return create
+
+
+def check_fields(request: Any) -> None:
+    """Refuse fields of an HTTP request that would be lost on the way.
 
     vLLM ignores fields that it does not know: ours outside `vllm_xargs` would leave the
     request unsteered. Others' parameters must survive the way to the engine.
     """
-
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for key in self.model_extra or ():
-            if key.lower().startswith(OPTION):
-                raise refused(BadParameter(f"{word(key)} must be inside vllm_xargs"))
-        for key, value in (self.vllm_xargs or {}).items():
-            if not key.startswith(PREFIX):
-                for item in (key, *(value if isinstance(value, list) else [value])):
-                    if not _sendable(item):
-                        raise Refused(
-                            f"{word(key)} must be Unicode text or fit 64 bits, not {show(item)}",
-                            parameter=word(key),
-                        )
-        return original(self, *args, **kwargs)
-
-    return to_sampling_params
+    for key in request.model_extra or ():
+        if key.lower().startswith(OPTION):
+            raise refused(BadParameter(f"{word(key)} must be inside vllm_xargs"))
+    for key, value in (request.vllm_xargs or {}).items():
+        if not key.startswith(PREFIX):
+            for item in (key, *(value if isinstance(value, list) else [value])):
+                if not _sendable(item):
+                    raise Refused(
+                        f"{word(key)} must be Unicode text or fit 64 bits, not {show(item)}",
+                        parameter=word(key),
+                    )
 
 
 def refuse_image(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,28 +191,12 @@ def _sendable(item: Any) -> bool:
     return str(item).encode(errors="ignore").decode() == str(item)
 
 
-def refuse_beam_request(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `to_beam_search_params` of HTTP requests, which drops their `vllm_xargs`."""
-
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            params = SteeringParams.from_flat(self.vllm_xargs)
-        except ValueError as error:
-            raise refused(error) from None
-        _refuse_beams(params, f"{PREFIX}mode")
-        return original(self, *args, **kwargs)
-
-    return to_beam_search_params
-
-
 def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `beam_search`, online and offline: defaults would steer each of its steps."""
 
     def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
         engine = self.engine_client if hasattr(self, "engine_client") else self.llm_engine
-        admission = engine.input_processor.adaptvis
-        if admission.steerable:
-            _refuse_beams(admission.defaults, f"additional_config['{OPTION}'] mode")
+        engine.input_processor.adaptvis.refuse_beams()
         return original(self, *args, **kwargs)
 
     return beam_search
@@ -209,7 +216,7 @@ def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:
         request = original(self, *args, **kwargs)
         params = request.sampling_params
         if params is not None:
-            steering = self.adaptvis.resolve(params, resumable=request.resumable)
+            steering = self.adaptvis.resolve(params.extra_args, resumable=request.resumable)
             if steering is not None:
                 others = {
                     k: v for k, v in (params.extra_args or {}).items() if not k.startswith(PREFIX)

@@ -31,9 +31,7 @@ _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner."
 _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
 _COMPLETION = "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion."
-_CHAT_REQUEST = "openai.chat_completion.protocol:ChatCompletionRequest."
-_COMPLETION_REQUEST = "openai.completion.protocol:CompletionRequest."
-_RESPONSES_REQUEST = "openai.responses.protocol:ResponsesRequest."
+_RESPONSES = "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses."
 _BEAMS = "generate.beam_search."
 
 HOOKS: tuple[Hook, ...] = (
@@ -47,12 +45,12 @@ HOOKS: tuple[Hook, ...] = (
         "refuse bad parameters before a stream begins",
     ),
     *(
-        Hook(
-            f"vllm.entrypoints.{request}to_sampling_params",
-            "admission:check_body",
-            "refuse parameters outside vllm_xargs",
+        Hook(target, "admission:check_body", "refuse bad parameters before pictures are rendered")
+        for target in (
+            _CHAT + "create_chat_completion",
+            _COMPLETION + "create_completion",
+            _RESPONSES + "create_responses",
         )
-        for request in (_CHAT_REQUEST, _COMPLETION_REQUEST, _RESPONSES_REQUEST)
     ),
     Hook(
         "vllm.multimodal.media.connector:MediaConnector.fetch_image_async",
@@ -62,8 +60,6 @@ HOOKS: tuple[Hook, ...] = (
     *(
         Hook(f"vllm.entrypoints.{target}", f"admission:{wrapper}", "beam search is never steered")
         for target, wrapper in (
-            (_CHAT_REQUEST + "to_beam_search_params", "refuse_beam_request"),
-            (_COMPLETION_REQUEST + "to_beam_search_params", "refuse_beam_request"),
             (_BEAMS + "online:BeamSearchOnlineMixin.beam_search", "refuse_beam_search"),
             (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
         )

@@ -202,7 +202,8 @@ def test_openai(settings: Settings, model: Path, folder: Path, tmp_path: Path) -
     for line, row, other in zip(lines, read(out), read(theirs), strict=True):
         name = line["custom_id"]
         assert row["custom_id"] == other["custom_id"] == name
-        assert row["response"]["status_code"] == other["response"]["status_code"], done.stderr[-6000:]
+        status = other["response"]["status_code"]
+        assert row["response"]["status_code"] == status, done.stderr[-6000:]
         assert shape(row) == shape(other), name
         if row["error"] is not None:
             continue

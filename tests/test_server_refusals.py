@@ -104,6 +104,18 @@ def test_a_misplaced_parameter_is_refused(url: str, key: str) -> None:
         assert_refused(post(url, path, {**body, key: 2.0}), key)
 
 
+@pytest.mark.parametrize("refused", [{"adaptvis_alpha": -1}, {"adaptvis_layers": "0-99"}, "beams"])
+def test_a_refused_picture_can_be_asked_about(url: str, refused: Any) -> None:
+    """It never came to the engine, and vLLM does not count on the engine's having it."""
+    body = {"model": "tiny", "max_tokens": 2, "messages": messages(50 + len(str(refused)))}
+    wrong = {"use_beam_search": True} if refused == "beams" else {"vllm_xargs": refused}
+    for _ in range(2):
+        assert_refused(post(url, "/v1/chat/completions", {**body, **wrong}), "")
+    answer = post(url, "/v1/chat/completions", body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["adaptvis"]["steered"]
+
+
 def test_beam_search_is_refused(url: str) -> None:
     """Its steps are requests of their own, whose last prompt token is a generated one."""
     for path, body in PATHS:

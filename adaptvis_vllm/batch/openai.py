@@ -16,7 +16,7 @@ from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.utils import random_uuid
 
-from adaptvis_vllm.admission import server_defaults
+from adaptvis_vllm.admission import check_fields, server_defaults
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import CARRIER
@@ -110,6 +110,7 @@ class OpenAIFormat:
         if allowed is not None:
             limit = allowed if limit is None else min(limit, allowed)
         # None: as many as the model's length allows.
+        check_fields(request)
         params = request.to_sampling_params(limit, self.sampling)  # type: ignore[arg-type]
         params.skip_clone = False
         chat = request.build_chat_params(None, "auto")
