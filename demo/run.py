@@ -147,7 +147,8 @@ def show_model() -> None:
     print(f"  alpha 1 left as they were    {same} answers")
     print(f"  tokens computed              {count['tokens']} = {ordinary} ordinary", end=" ")
     print(f"+ {extra} for {ASKED} adaptive answers")
-    print("Trained for just this task, this model is at its best unsteered; see its README.md.")
+    print("A few answers more or less are chance: trained for just this task, the model gains")
+    print(f"nothing from steering ({MODEL.relative_to(ROOT)}/README.md).")
     print(f"\nthe report on each answer: {json.dumps(answers['steered'][0].adaptvis)}\n")
 
 
