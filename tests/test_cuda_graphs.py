@@ -107,5 +107,5 @@ def test_compile_cache_key_does_not_depend_on_requests(config: Any) -> None:
 
     for threshold in (0.1, 0.5):
         params = SamplingParams(extra_args=AdaptVis(0.5, 1.5, threshold).extra_args())
-        assert admission.resolve(params).threshold == threshold
+        assert admission.resolve(params.extra_args).threshold == threshold
     assert config.compute_hash() == before
