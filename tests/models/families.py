@@ -15,7 +15,7 @@ from models.gemma3 import make_gemma3
 from models.idefics3 import make_idefics3, make_smolvlm
 from models.internvl import make_internvl
 from models.llava import make_llava
-from models.llava_variants import make_llava_next, make_pixtral
+from models.llava_variants import make_llava_next, make_llava_onevision, make_pixtral
 from models.mistral3 import make_mistral3
 from models.qwen_vl import make_qwen2_5_vl, make_qwen2_vl, make_qwen3_vl
 from models.refused import make_deepseek_vl2, make_lfm2_vl, make_llama4, make_paligemma
@@ -53,10 +53,19 @@ FAMILIES: dict[str, Family] = {
     "llava-next": Family(
         "LLaVA-NeXT (1.6)", make_llava_next, "<image>", note="base view, tiles and newlines"
     ),
+    "llava-onevision": Family(
+        "LLaVA-OneVision",
+        make_llava_onevision,
+        "<image>",
+        "<video>",
+        note="base view, tiles, newlines, frames",
+        # vLLM makes room for a picture of 1153 x 944, which has not the most tokens here.
+        engine={"max_num_batched_tokens": 128},
+    ),
     "pixtral": Family("Pixtral", make_pixtral, "[IMG]"),
     "qwen2-vl": Family("Qwen2-VL", make_qwen2_vl, *_QWEN),
-    "qwen2.5-vl": Family("Qwen2.5-VL", make_qwen2_5_vl, _QWEN[0]),
-    "qwen3-vl": Family("Qwen3-VL", make_qwen3_vl, _QWEN[0]),
+    "qwen2.5-vl": Family("Qwen2.5-VL", make_qwen2_5_vl, *_QWEN),
+    "qwen3-vl": Family("Qwen3-VL", make_qwen3_vl, *_QWEN),
     "internvl3": Family(
         "InternVL3", make_internvl, internvl.IMAGE, note="context tokens of tiles and thumbnail"
     ),

@@ -1,4 +1,5 @@
-"""LLaVA's relatives: tiles and newline embeddings (LLaVA-NeXT), separators (Pixtral)."""
+"""LLaVA's relatives: tiles and newline embeddings (LLaVA-NeXT), videos too (LLaVA-OneVision),
+separators (Pixtral)."""
 
 from __future__ import annotations
 
@@ -13,16 +14,24 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     MistralConfig,
     PixtralImageProcessor,
     PixtralProcessor,
     PixtralVisionConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from models.checkpoint import TEXT, VISION, write
 from models.llava import IMAGE, PATCH, vllm_name
 from models.tokenizer import chat_template, make_tokenizer
 
+VIDEO = "<video>"
 PIXTRAL_IMAGE = "[IMG]"
 
 
@@ -55,6 +64,40 @@ def make_llava_next(path: str | Path, *, seed: int = 0, size: int = 56) -> Path:
         image_token=IMAGE,
         chat_template=chat_template(IMAGE),
     )
+    return write(Path(path), model, processor, seed, vllm_name)
+
+
+def make_llava_onevision(path: str | Path, *, seed: int = 2, size: int = 56) -> Path:
+    """Write a LLaVA-OneVision checkpoint: tiles as in LLaVA-NeXT, 4 tokens a video frame."""
+    tokenizer = make_tokenizer(512, (IMAGE, VIDEO), add_bos=False)
+    grid = [[size, size], [size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            image_size=size, patch_size=PATCH, vision_use_head=False, **VISION
+        ),
+        text_config=Qwen2Config(
+            architectures=["Qwen2ForCausalLM"],
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=False,
+            **{k: v for k, v in TEXT.items() if k != "head_dim"} | {"hidden_size": 128},
+        ),
+        image_token_index=tokenizer.get_vocab()[IMAGE],
+        video_token_index=tokenizer.get_vocab()[VIDEO],
+        image_grid_pinpoints=grid,
+        tie_word_embeddings=False,
+    )
+    tile = {"height": size, "width": size}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=tile, image_grid_pinpoints=grid),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size=tile),
+        num_image_tokens=(size // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        video_token=VIDEO,
+        chat_template=chat_template(IMAGE, VIDEO, bos=False),
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
     return write(Path(path), model, processor, seed, vllm_name)
 
 

@@ -88,10 +88,13 @@ def _make(
     patch = 16 if third else 14
     pixels = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 24 * (2 * patch) ** 2}
     video_processor_of: Any = Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
+    video_processor = video_processor_of(size=pixels, patch_size=patch)
+    # As published: vLLM normalises the frames of a video by the image processor's numbers.
+    colours = {name: getattr(video_processor, name) for name in ("image_mean", "image_std")}
     processor = processor_of(
-        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=patch),
+        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=patch, **colours),
         tokenizer=tokenizer,
-        video_processor=video_processor_of(size=pixels, patch_size=patch),
+        video_processor=video_processor,
         chat_template=chat_template(IMAGE, VIDEO, bos=False),
     )
     return write(Path(path), model_of(config), processor, seed)
