@@ -29,6 +29,7 @@ from adaptvis_vllm.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.reference_attention import Steering, install  # noqa: E402
 from adaptvis_vllm.reference_inputs import Prompt, Video, prepare  # noqa: E402
 from adaptvis_vllm.reference_positions import (  # noqa: E402
+    count_on_behind_videos,
     feature_positions,
     feature_tokens,
     steered_columns,
@@ -78,6 +79,7 @@ class ReferenceModel:
         model: Any = AutoModelForImageTextToText
         self.model = model.from_pretrained(path, dtype=dtype, attn_implementation="eager")
         self.model.to(device).eval()
+        count_on_behind_videos(self.model)
         if self.model.config.is_encoder_decoder:
             raise ValueError(f"{self.model.config.model_type} keeps images out of the prompt")
         self.device = torch.device(device)
