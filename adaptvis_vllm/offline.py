@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.admission import server_defaults
+from adaptvis_vllm.media import decode_video
 from adaptvis_vllm.rows import Row, output_row, parse_row, row_id_of
 
 
@@ -77,12 +78,20 @@ class RowRunner:
         if row.messages is not None:
             (internal,) = self.llm.enqueue_chat([row.messages], params, use_tqdm=False)
         else:
+            media = {"image": row.images, "video": [self._decode(uri) for uri in row.videos]}
+            media = {modality: items for modality, items in media.items() if items}
             prompt: dict[str, Any] = {"prompt": row.prompt}
-            if row.images:
-                prompt["multi_modal_data"] = {"image": row.images}
+            prompt |= {"multi_modal_data": media} if media else {}
             (internal,) = self.llm.enqueue([prompt], params, use_tqdm=False)
         # vLLM returns "NUMBER-RANDOM" here and calls the output by NUMBER.
         return internal.partition("-")[0]
+
+    def _decode(self, uri: str) -> tuple[Any, dict[str, Any]]:
+        from vllm.transformers_utils.processor import get_video_processor_cls_name
+
+        model = self.llm.llm_engine.vllm_config.model_config
+        options = model.multimodal_config.media_io_kwargs if model.multimodal_config else None
+        return decode_video(uri, get_video_processor_cls_name(model), options)
 
 
 def cache_bytes(given: int | None, share: float = 0.25) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.media import decode_video
 from adaptvis_vllm.reference import ReferenceModel
 from adaptvis_vllm.rows import answered_row, output_row, parse_row, row_id_of
 
@@ -14,6 +15,7 @@ def run(
     model: ReferenceModel, values: Iterable[Any], folder: Path, logprobs: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """Output rows in input order; greedy only, so a row with a temperature is an error row."""
+    processor = type(getattr(model.processor, "video_processor", None)).__name__
     for value in values:
         row_id = row_id_of(value)
         try:
@@ -22,13 +24,17 @@ def run(
                 raise ValueError(
                     f"temperature is {row.temperature}, but the reference is greedy: only 0"
                 )
-            images = list(row.images)
-            if row.messages is None:
-                prompt: Any = row.prompt
-            else:
-                prompt, images = _for_template(row.messages)
+            prompt: Any = row.prompt
+            images, videos = row.images, row.videos
+            if row.messages is not None:
+                prompt, images, videos = _for_template(row.messages)
             out = model.generate(
-                prompt, images, row.steering, max_tokens=row.max_tokens, logprobs=logprobs or 0
+                prompt,
+                images,
+                row.steering,
+                videos=[decode_video(uri, processor) for uri in videos],
+                max_tokens=row.max_tokens,
+                logprobs=logprobs or 0,
             )
         except ValueError as error:
             yield output_row(row_id, error=str(error))
@@ -39,14 +45,17 @@ def run(
         yield answered_row(row_id, out, out.report.as_dict(), table)
 
 
-def _for_template(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Chat messages as transformers' templates take them, and their images in order."""
+def _for_template(messages: list[dict[str, Any]]) -> tuple[Any, list[Any], list[str]]:
+    """Chat messages as transformers' templates take them; their images and videos in order."""
     images: list[Any] = []
+    videos: list[str] = []
+    short = {"image_pil": {"type": "image"}, "video_url": {"type": "video"}}
     out = []
     for message in messages:
         content = message["content"]
         if isinstance(content, list):
             images += [p["image_pil"] for p in content if p.get("type") == "image_pil"]
-            content = [{"type": "image"} if p.get("type") == "image_pil" else p for p in content]
+            videos += [p["video_url"]["url"] for p in content if p.get("type") == "video_url"]
+            content = [short.get(p.get("type"), p) for p in content]
         out.append({**message, "content": content})
-    return out, images
+    return out, images, videos

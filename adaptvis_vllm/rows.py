@@ -1,28 +1,23 @@
 """Input and output rows of `adaptvis generate`: one JSON object a line.
 
 Input: `id`; one of `question` (the chat template is applied), `prompt` (raw, with the
-model's image placeholder), `messages` (OpenAI chat messages); `image` (path, URL, data URI;
-in Parquet also the file's bytes) or `images`; optional `adaptvis` (parameters without
-prefix), `max_tokens` (16), `temperature` (0), `seed`. Paths are relative to the input file.
+model's placeholders), `messages` (OpenAI chat messages); `image` (path, URL, data URI; in
+Parquet also the file's bytes) or `images`; `video` (the same, or a list of its frames' images);
+optional `adaptvis` (parameters without prefix), `max_tokens` (16), `temperature` (0), `seed`.
+Paths are relative to the input file.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import http.client
-import io
 import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from adaptvis_vllm.media import load_image, load_video
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import MODE_OFF, Report
 
@@ -30,6 +25,7 @@ FIELDS = (
     "id",
     "image",
     "images",
+    "video",
     "question",
     "prompt",
     "messages",
@@ -39,18 +35,20 @@ FIELDS = (
     "seed",
 )
 TEXTS = ("question", "prompt", "messages")
-DOWNLOAD_SECONDS = 20
-DOWNLOAD_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
 class Row:
-    """One checked request. prompt: raw text; messages: chat, images as PIL; one of them set."""
+    """One checked request. prompt: raw text; messages: chat, images as PIL; one of them set.
+
+    videos: of a raw prompt, as `media.load_video` returns them; those of messages are inside.
+    """
 
     id: Any
     prompt: str | None
     messages: list[dict[str, Any]] | None
     images: list[Image.Image]
+    videos: list[str]
     steering: SteeringParams | None
     max_tokens: int
     temperature: float
@@ -90,16 +88,20 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
     sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
     field = "images" if value.get("images") is not None else "image"
     images = [load_image(source, folder, field) for source in sources]
+    video = value.get("video")
+    videos = [] if video is None else [load_video(video, folder, "video")]
     prompt, messages = value.get("prompt"), None
     if given[0] == "prompt":
         _text("prompt", prompt)
     elif given[0] == "question":
-        parts = [{"type": "image_pil", "image_pil": image} for image in images]
+        parts: list[Any] = [{"type": "image_pil", "image_pil": image} for image in images]
+        parts += [_video_part(uri) for uri in videos]
         text = {"type": "text", "text": _text("question", value["question"])}
         messages = [{"role": "user", "content": [*parts, text]}]
     else:
-        if images:
-            raise ValueError(f"{field} does not go with messages; put images into their content")
+        if images or videos:
+            extra = field if images else "video"
+            raise ValueError(f"{extra} does not go with messages; put it into their content")
         messages = _messages(value["messages"], folder)
     steering = value.get("adaptvis")
     return Row(
@@ -107,6 +109,7 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
         prompt=prompt,
         messages=messages,
         images=images,
+        videos=videos,
         steering=steering
         if steering is None or isinstance(steering, SteeringParams)
         else SteeringParams.from_dict(steering, defaults=defaults),
@@ -114,60 +117,6 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
         temperature=_temperature(value.get("temperature", 0)),
         seed=None if value.get("seed") is None else _whole("seed", value["seed"], 0),
     )
-
-
-def load_image(source: Any, folder: Path, field: str) -> Image.Image:
-    """An RGB picture from a path, URL, data URI, a file's bytes or a picture of any mode.
-
-    ValueError names the field.
-    """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if isinstance(source, Path):
-        source = str(source)
-    if isinstance(source, Mapping):  # how Hugging Face data sets store pictures in Parquet
-        source = source.get("bytes") or source.get("path")
-    if not isinstance(source, str | bytes) or not source:
-        raise ValueError(f"{field} must be a path, URL, data URI or bytes, not {source!r:.60}")
-    try:
-        if isinstance(source, bytes):
-            picture = Image.open(io.BytesIO(source))
-        elif source.startswith("data:"):
-            head, _, body = source.partition(",")
-            if not head.endswith(";base64"):
-                raise ValueError(f"{field}: only base64 data URIs are read")
-            picture = Image.open(io.BytesIO(base64.b64decode(body, validate=True)))
-        elif source.startswith(("http://", "https://")):
-            picture = Image.open(io.BytesIO(download(source, field)))
-        elif "://" in source:
-            raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
-        else:
-            picture = Image.open(folder / source)
-        return picture.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{field}: no such file {source!r:.200}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, binascii.Error) as error:
-        raise ValueError(f"{field}: {source!r:.60} is no readable image: {error!s:.200}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{field}: {error}") from None
-
-
-def download(url: str, field: str, tries: int = 3) -> bytes:
-    """What an http(s) URL holds; ValueError names the field. Passing failures are tried again."""
-    request = urllib.request.Request(url, headers={"User-Agent": "adaptvis-vllm"})
-    for left in reversed(range(tries)):
-        try:
-            with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-                body = answer.read(DOWNLOAD_BYTES + 1)
-            if len(body) > DOWNLOAD_BYTES:
-                raise ValueError(f"{field}: {url:.200} is larger than {DOWNLOAD_BYTES} bytes")
-            return body
-        except (OSError, http.client.HTTPException) as error:
-            status = error.code if isinstance(error, urllib.error.HTTPError) else 500
-            if not left or (status < 500 and status not in (408, 429)):
-                raise ValueError(f"{field}: {url:.200} cannot be loaded: {error!s:.200}") from None
-            time.sleep(tries - left)
-    raise AssertionError
 
 
 def output_row(
@@ -225,11 +174,19 @@ def _messages(value: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 def _part(part: Any, folder: Path, field: str) -> Any:
-    if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
-        source = part.get(part["type"])
-        source = source.get("url") if isinstance(source, Mapping) else source
-        return {"type": "image_pil", "image_pil": load_image(source, folder, field)}
-    return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind not in ("image", "image_url", "video", "video_url"):
+        return part
+    source = part.get(kind)
+    source = source.get("url") if isinstance(source, Mapping) else source
+    if kind.startswith("video"):
+        return _video_part(load_video(source, folder, field))
+    return {"type": "image_pil", "image_pil": load_image(source, folder, field)}
+
+
+def _video_part(uri: str) -> dict[str, Any]:
+    """Of a chat message, as vLLM takes it."""
+    return {"type": "video_url", "video_url": {"url": uri}}
 
 
 def _text(name: str, value: Any) -> str:

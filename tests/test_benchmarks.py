@@ -30,8 +30,8 @@ from adaptvis_vllm.evaluation.methods import chosen_methods
 from adaptvis_vllm.evaluation.question import Benchmark
 from adaptvis_vllm.evaluation.question_files import choices_of, parse_question, read_questions
 from adaptvis_vllm.evaluation.vsr import TASK
+from adaptvis_vllm.media import load_image
 from adaptvis_vllm.options import STEERING
-from adaptvis_vllm.rows import load_image
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("ADAPTVIS_SHARED", ROOT.parent / "shared")) / "data/whatsup_prompts"

@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from adaptvis_vllm.evaluation.question import Question, Source
+from adaptvis_vllm.media import load_image
 from adaptvis_vllm.offline import RowRunner
 from adaptvis_vllm.params import Off, SteeringParams
-from adaptvis_vllm.rows import load_image, output_row
+from adaptvis_vllm.rows import output_row
 
 MAX_TOKENS = 100  # of an answer, as in the paper's code
 LOADERS = 4

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-# What `rows.load_image` reads: a path (absolute), URL, data URI, a file's bytes, or a picture.
+# What `media.load_image` reads: a path (absolute), URL, data URI, a file's bytes, or a picture.
 Source = str | Path | bytes | Image.Image
 
 

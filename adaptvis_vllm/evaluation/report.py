@@ -20,7 +20,7 @@ from adaptvis_vllm.evaluation.results import (
     summary_table,
 )
 from adaptvis_vllm.evaluation.scoring import by_group
-from adaptvis_vllm.rows import load_image
+from adaptvis_vllm.media import load_image
 
 EXAMPLES = 12
 PIXELS = 320  # the longer side of an example's picture
