@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from models.images import make_image
 from adaptvis_vllm import SteeringParams
 
 BLOCK = 32
+atexit.register(gc.unfreeze)  # `make_llm` freezes; nanobind would report what stays so as leaks
 
 
 def make_llm(model: Path, **options: Any) -> Any:
