@@ -91,6 +91,11 @@ def test_a_bad_video(video: Any, error: str, folder: Path) -> None:
         parse_row({"video": video, "question": "?"}, folder)
 
 
+def test_a_video_that_turns_out_to_be_damaged() -> None:
+    with pytest.raises(ValueError, match="video cannot be decoded: Could not open video stream"):
+        decode_video(NO_VIDEO, None)
+
+
 def test_videos_of_messages_are_inside_them(folder: Path) -> None:
     part = {"type": "video_url", "video_url": {"url": "absent.mp4"}}
     messages = [{"role": "user", "content": [part]}]

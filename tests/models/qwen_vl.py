@@ -89,7 +89,7 @@ def _make(
     pixels = {"shortest_edge": 4 * (2 * patch) ** 2, "longest_edge": 24 * (2 * patch) ** 2}
     video_processor_of: Any = Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
     video_processor = video_processor_of(size=pixels, patch_size=patch)
-    # As published: vLLM normalises the frames of a video by the image processor's numbers.
+    # One for both, as in published checkpoints: vLLM takes the image processor's for videos too.
     colours = {name: getattr(video_processor, name) for name in ("image_mean", "image_std")}
     processor = processor_of(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=patch, **colours),
