@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,26 @@ def found() -> dict[str, Found]:
     return {name: Found() for name in FAMILIES}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def v2(
     request: pytest.FixtureRequest,
     checkpoint: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
-    """Answers of the selected families on V2, from one process of its own."""
-    names = [
-        item.callspec.params["name"]
-        for item in request.session.items
-        if item.originalname == test_v2_answers_as_the_reference.__name__
-    ]
-    return run_v2(tmp_path_factory.mktemp("v2"), {name: checkpoint(name) for name in names})
+) -> Iterator[dict[Callable[..., None], Future[dict[str, Any]]]]:
+    """By test, the answers of its selected families on V2: from processes beside the V1 tests."""
+    programs: dict[Callable[..., None], tuple[str, ...]] = {
+        test_v2_answers_as_the_reference: (),
+        test_image_tokens_see_each_other_on_gpu_backends: ("TRITON_ATTN",),
+    }
+    answers = {}
+    with ThreadPoolExecutor(1) as pool:
+        for test, arguments in programs.items():
+            items = [i for i in request.session.items if i.originalname == test.__name__]
+            models = {n: checkpoint(n) for n in (i.callspec.params["name"] for i in items)}
+            if models:
+                folder = tmp_path_factory.mktemp("v2")
+                answers[test] = pool.submit(run_v2, folder, models, *arguments)
+        yield answers
 
 
 def run_v2(folder: Path, models: dict[str, Path], *arguments: str) -> dict[str, Any]:
@@ -151,24 +159,27 @@ def record(found: Found, family: Family, model: Path, result: dict[str, Any]) ->
 @pytest.mark.parametrize("name", STEERED)
 def test_v2_answers_as_the_reference(
     name: str,
-    v2: dict[str, Any],
+    v2: dict[Callable[..., None], Future[dict[str, Any]]],
     references: Callable[[str, Case], ReferenceOutput],
     found: dict[str, Found],
 ) -> None:
     cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
     assert len(cases) == 2
-    for case, given in zip(cases, v2[name]["answers"], strict=True):
+    answers = v2[test_v2_answers_as_the_reference].result()[name]["answers"]
+    for case, given in zip(cases, answers, strict=True):
         agree(given, references(name, case))
     found[name].v2 = len(cases)
 
 
 @pytest.mark.parametrize("name", [n for n in STEERED if FAMILIES[n].causal])
 def test_image_tokens_see_each_other_on_gpu_backends(
-    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    name: str,
+    checkpoint: Callable[[str], Path],
+    v2: dict[Callable[..., None], Future[dict[str, Any]]],
 ) -> None:
     """V2, TRITON_ATTN and our kernel, interpreted, against transformers as it is."""
     path = checkpoint(name)
-    given = run_v2(tmp_path, {name: path}, "TRITON_ATTN")[name]["answers"]
+    given = v2[test_image_tokens_see_each_other_on_gpu_backends].result()[name]["answers"]
     cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
     model, causal = ReferenceModel(path), ReferenceModel(path, causal=True)
     for case, answered in zip(cases, given, strict=True):
