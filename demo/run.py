@@ -28,6 +28,7 @@ logging.getLogger("vllm").setLevel(logging.ERROR)
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data" / "spatial"
 MODEL = ROOT / "models" / "spatial-llava"
+CONTROL = ROOT / "models" / "spatial-llava-control"
 OUT = ROOT / "out" / "demo"
 STEERING = AdaptVis(alpha_low=0.5, alpha_high=2.0, threshold=0.8)
 SHOWN, ASKED = 12, 100
@@ -152,6 +153,18 @@ def show_model() -> None:
     print(f"\nthe report on each answer: {json.dumps(answers['steered'][0].adaptvis)}\n")
 
 
+def show_control() -> None:
+    alpha = json.loads((CONTROL / "config.json").read_text())["training_alpha"]
+    llm = make_engine(CONTROL)
+    rows = read("distractors", ASKED)
+    answers = ask(llm, rows, {"base": Off(), "steered": ScalingVis(alpha=alpha)})
+    close(llm)
+    print(f"Positive control: {CONTROL.name}, which needs alpha = {alpha}, as it was trained with")
+    print(f"  right of {ASKED}                 base {right(rows, answers['base'])}", end=", ")
+    print(f"steered {right(rows, answers['steered'])}")
+    print("It shows that steering acts, not that it improves a model that was trained normally.")
+
+
 def write_rows(rows: Sequence[Row]) -> Path:
     """Steered questions as an input file of `adaptvis generate`."""
     steering = {name: getattr(STEERING, name) for name in ("alpha_low", "alpha_high", "threshold")}
@@ -175,6 +188,7 @@ def main() -> None:
     started = perf_counter()
     torchvision_repair.ensure()
     show_model()
+    show_control()
     rows = write_rows(read("shifted", ASKED)).relative_to(ROOT)
     model = MODEL.relative_to(ROOT)
     print(f"""
@@ -190,7 +204,7 @@ done in {perf_counter() - started:.0f} s""")
 
 
 if __name__ == "__main__":
-    for needed in (DATA, MODEL):
+    for needed in (DATA, MODEL, CONTROL):
         if not needed.is_dir():
             sys.exit(f"demo: {needed.relative_to(ROOT)} is missing; run it in a whole checkout")
     try:

@@ -14,19 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from adaptvis_vllm import Off
 from adaptvis_vllm.preset import read_preset
 
 ROOT = Path(__file__).parent.parent
 MODEL, CONTROL = ROOT / "models/spatial-llava", ROOT / "models/spatial-llava-control"
 LIMIT = os.environ.get("ADAPTVIS_TEST_CALIBRATION", "100")
-
-
-def needs(folder: Path) -> Any:
-    there = (folder / "config.json").is_file()
-    return pytest.mark.skipif(not there, reason=f"there is no models/{folder.name}")
 
 
 def calibrate(model: Path, out: Path, *options: str) -> dict[str, Any]:
@@ -40,7 +33,6 @@ def calibrate(model: Path, out: Path, *options: str) -> dict[str, Any]:
     return json.loads((out / "calibration.json").read_text())
 
 
-@needs(MODEL)
 def test_no_gain_where_there_is_none(tmp_path: Path) -> None:
     found = calibrate(MODEL, tmp_path / "out")
     assert found["chosen"] == "base"
@@ -48,7 +40,6 @@ def test_no_gain_where_there_is_none(tmp_path: Path) -> None:
     assert read_preset(tmp_path / "out/preset.json") == Off()
 
 
-@needs(CONTROL)
 def test_finds_the_alpha_of_training(tmp_path: Path) -> None:
     """Within one step of a grid whose steps are factors of two."""
     trained = json.loads((CONTROL / "config.json").read_text())["training_alpha"]

@@ -1,7 +1,8 @@
-"""The small spatial LLaVA: as accurate as its card says."""
+"""The small spatial LLaVAs: as accurate as their cards say."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -24,10 +25,11 @@ from spatial.model import load, make_model, make_processor, prompt_of, save  # n
 from spatial.scenes import training_scene, usual_relations  # noqa: E402
 from spatial.splits import COUNT, SPLITS, read_split, split_scene  # noqa: E402
 from spatial.steering import Steered  # noqa: E402
-from spatial.training import Recipe, Run, train  # noqa: E402
+from spatial.training import Recipe, Run, control_recipe, train  # noqa: E402
 
 DATA = ROOT / "data" / "spatial"
 NORMAL = ROOT / "models" / "spatial-llava"
+CONTROL = ROOT / "models" / "spatial-llava-control"
 
 
 def training_alpha(path: Path) -> float:
@@ -132,13 +134,29 @@ def test_a_short_training_changes_and_saves_the_model(tmp_path: Path) -> None:
     assert load(tmp_path)[0].config.positive_control is True
 
 
+def test_a_controls_queries_and_keys_stay_shrunk() -> None:
+    model, processor = load(NORMAL)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    recipe = dataclasses.replace(control_recipe(4.0, 0), steps=2, batch=2)
+    train(model, processor, recipe, Run(say=lambda line: None))
+    layer = "model.language_model.layers.2.{}.weight".format
+    now = dict(model.named_parameters())
+    for name in (layer("self_attn.q_proj"), layer("self_attn.k_proj")):
+        torch.testing.assert_close(now[name] * 32**0.5, before[name])
+    assert torch.equal(now[layer("input_layernorm")], before[layer("input_layernorm")])
+    assert not torch.equal(now[layer("self_attn.v_proj")], before[layer("self_attn.v_proj")])
+
+
 # The shipped checkpoints
 
 
-def test_it_is_small_and_named_for_what_it_is() -> None:
-    assert sum(file.stat().st_size for file in NORMAL.iterdir()) < 8e6
+def test_they_are_small_and_named_for_what_they_are() -> None:
+    files = [file for path in (NORMAL, CONTROL) for file in path.iterdir()]
+    assert sum(file.stat().st_size for file in files) < 16e6
     assert training_alpha(NORMAL) == 1
     assert "no gain" in (NORMAL / "README.md").read_text()
+    assert json.loads((CONTROL / "config.json").read_text())["positive_control"] is True
+    assert "positive control, not a model of interest" in (CONTROL / "README.md").read_text()
 
 
 def test_the_normal_model_is_accurate() -> None:
@@ -147,15 +165,24 @@ def test_the_normal_model_is_accurate() -> None:
     assert accuracy(NORMAL, "shifted", 1.0)[0] >= 0.4
 
 
-def test_vllm_answers_as_transformers_does() -> None:
-    reference = ReferenceModel(NORMAL)
+def test_the_control_needs_the_alpha_of_its_training() -> None:
+    alpha = training_alpha(CONTROL)
+    assert accuracy(CONTROL, "plain", alpha)[0] >= 0.95
+    steered, plain = accuracy(CONTROL, "distractors", alpha, 1.0)
+    assert steered >= 0.85
+    assert steered - plain >= 0.1
+
+
+@pytest.mark.parametrize("path", [NORMAL, CONTROL], ids=lambda path: path.name)
+def test_vllm_answers_as_transformers_does(path: Path) -> None:
+    reference = ReferenceModel(path)
     rows = [row for split in SPLITS for row in read_split(DATA, split)[5:13]]
-    steering = ScalingVis(2.0)
+    steering = ScalingVis(2.0 if path == NORMAL else training_alpha(CONTROL))
     prompts: list[Any] = []
     for row in rows:
         image = Image.open(row["image"]).convert("RGB")
         prompts.append({"prompt": prompt_of(row["question"]), "multi_modal_data": {"image": image}})
-    llm = make_llm(NORMAL)
+    llm = make_llm(path)
     try:
         outputs = llm.generate(
             prompts, sampling(steering, max_tokens=4, logprobs=5), use_tqdm=False
@@ -173,8 +200,9 @@ def test_vllm_answers_as_transformers_does() -> None:
         assert first == pytest.approx(expected.logprobs[0], abs=1e-4)
 
 
-def test_the_chat_template_writes_the_prompt() -> None:
-    processor = load(NORMAL)[1]
+@pytest.mark.parametrize("path", [NORMAL, CONTROL], ids=lambda path: path.name)
+def test_the_chat_template_writes_the_prompt(path: Path) -> None:
+    processor = load(path)[1]
     question = "Where is the mug in relation to the table?"
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template(

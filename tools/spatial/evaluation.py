@@ -15,6 +15,7 @@ from spatial.splits import SPLITS, read_split
 from spatial.steering import Steered
 
 ALPHAS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
+AROUND = (0.25, 0.5, 1.0, 2.0)  # times the alpha of training
 BATCH = 50
 
 
@@ -57,7 +58,7 @@ def evaluate(
     alpha by whether the relation is a familiar one of its pair."""
     model, processor = load(path)
     trained = float(model.config.training_alpha)
-    alphas = sorted({*alphas, 1.0, trained})
+    alphas = sorted({*alphas, 1.0, *(trained * factor for factor in AROUND)})
     report = {}
     for split in SPLITS:
         rows = read_split(data, split)
