@@ -36,9 +36,9 @@ STEERING = AdaptVis(preset="controlled_a")
 
 
 class Service:
-    """`adaptvis serve MODEL --replicas 2`."""
+    """`adaptvis serve MODEL --replicas 2`. more: options that win over those."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, *more: str) -> None:
         port = free_port()
         self.log = log
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -46,13 +46,13 @@ class Service:
         lines = snippet("sh", "pip install '.[ray]'\nadaptvis serve").splitlines()
         _, _, readmes, *chosen = shlex.split(lines[1])
         assert readmes == MODEL
-        command = serve_command(model, port, *chosen)
+        command = serve_command(model, port, *chosen, *more)
         with log.open("w") as out:
             self.process = psutil.Popen(
                 command, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
             )
         for _ in range(PATIENCE * 5):
-            if "ready: 2 replicas" in log.read_text() or self.process.poll() is not None:
+            if "\nready: " in log.read_text() or self.process.poll() is not None:
                 break
             time.sleep(0.2)
         else:
@@ -202,6 +202,23 @@ def test_stops(service: Service, client: openai.OpenAI) -> None:
         print(last.result())
     assert last.result().error is None
     assert status == 0, service.log.read_text()[-4000:]
+    assert not alive
+
+
+def test_ranks_on_ray_inside_a_replica(
+    model: Path, expected: dict[int, Any], tmp_path: Path
+) -> None:
+    """Runs when the service above has stopped."""
+    options = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "ray")
+    service = Service(model, tmp_path / "log", "--replicas", "1", *options)
+    try:
+        with openai.OpenAI(base_url=service.url, api_key="none", max_retries=0) as client:
+            answers = [ask(client, picture) for picture in PICTURES]
+    finally:
+        status, alive = service.stop()
+    assert [a.error for a in answers] == [None] * len(answers)
+    assert_steered(answers, expected)
+    assert status == 0
     assert not alive
 
 

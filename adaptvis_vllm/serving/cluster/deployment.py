@@ -70,6 +70,8 @@ def resources(args: argparse.Namespace, cpus: float, metrics: str) -> dict[str, 
         return {"ray_actor_options": actor | {"num_gpus": gpus}}
     if on_cpu:
         actor["num_cpus"] = 1  # a bundle may hold one device, and the device is the CPU
+        # vLLM takes every bundle with a device for a rank's; the first is the replica's.
+        env["VLLM_RAY_BUNDLE_INDICES"] = ",".join(map(str, range(1, ranks + 1)))
     rank = {"CPU": 1.0} if on_cpu else {"GPU": 1.0}
     return {
         "ray_actor_options": actor,
