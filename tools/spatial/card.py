@@ -124,7 +124,7 @@ The data follow from seed {recipe.seed}.
     return f"""## Recipe
 
 `python tools/train_spatial_llava.py --out DIR{option}`; the data and the initial weights follow
-from seed {recipe.seed}.
+from seed {recipe.seed}, a second training gives the same figures within noise.
 
 - First the vision tower alone learns what each patch shows, through a head that is thrown away:
   {recipe.vision_steps} steps of {recipe.batch} pictures, peak rate {recipe.vision_rate:g}.
