@@ -9,11 +9,12 @@ import io
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 DOWNLOAD_SECONDS = 20
 DOWNLOAD_BYTES = 100 * 2**20
@@ -27,31 +28,12 @@ def load_image(source: Any, folder: Path, field: str) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return source.convert("RGB")
-    if isinstance(source, Path):
-        source = str(source)
-    if isinstance(source, Mapping):  # how Hugging Face data sets store pictures in Parquet
-        source = source.get("bytes") or source.get("path")
+    source = _plain(source)
     if not isinstance(source, str | bytes) or not source:
         raise ValueError(f"{field} must be a path, URL, data URI or bytes, not {source!r:.60}")
     try:
-        if isinstance(source, bytes):
-            picture = Image.open(io.BytesIO(source))
-        elif source.startswith("data:"):
-            head, _, body = source.partition(",")
-            if not head.endswith(";base64"):
-                raise ValueError(f"{field}: only base64 data URIs are read")
-            picture = Image.open(io.BytesIO(base64.b64decode(body, validate=True)))
-        elif source.startswith(("http://", "https://")):
-            picture = Image.open(io.BytesIO(download(source, field)))
-        elif "://" in source:
-            raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
-        else:
-            picture = Image.open(folder / source)
-        return picture.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{field}: no such file {source!r:.200}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, binascii.Error) as error:
-        raise ValueError(f"{field}: {source!r:.60} is no readable image: {error!s:.200}") from None
+        with _said(source, field, "image"):
+            return Image.open(_place(source, folder, field)).convert("RGB")
     except Image.DecompressionBombError as error:
         raise ValueError(f"{field}: {error}") from None
 
@@ -65,7 +47,14 @@ def load_video(source: Any, folder: Path, field: str) -> str:
     """
     if isinstance(source, list):
         return _frames(source, folder, field)
-    data = _video_bytes(source, folder, field)
+    source = _plain(source)
+    if not isinstance(source, str | bytes) or source == "":
+        raise ValueError(
+            f"{field} must be a path, URL, data URI, bytes or a list of frames, not {source!r:.60}"
+        )
+    with _said(source, field, "video"):
+        place = _place(source, folder, field)
+        data = place.read_bytes() if isinstance(place, Path) else place.getvalue()
     if not _is_video(data):
         raise ValueError(f"{field}: {source!r:.60} is no readable video")
     return "data:video/mp4;base64," + base64.b64encode(data).decode()
@@ -107,28 +96,40 @@ def _base64(frame: Image.Image) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _video_bytes(source: Any, folder: Path, field: str) -> bytes:
-    if isinstance(source, Mapping):  # as pictures in Parquet
-        source = source.get("bytes") or source.get("path")
+def _plain(source: Any) -> Any:
+    """Of a path its text; of how Hugging Face data sets store files in Parquet, what is there."""
+    if isinstance(source, Path):
+        return str(source)
+    if isinstance(source, Mapping):
+        return source.get("bytes") or source.get("path")
+    return source
+
+
+def _place(source: str | bytes, folder: Path, field: str) -> Path | io.BytesIO:
+    """Where the file can be read."""
     if isinstance(source, bytes):
-        return source
-    source = str(source) if isinstance(source, Path) else source
-    if not isinstance(source, str) or not source:
-        raise ValueError(
-            f"{field} must be a path, URL, data URI, bytes or a list of frames, not {source!r:.60}"
-        )
+        return io.BytesIO(source)
+    if source.startswith("data:"):
+        head, _, body = source.partition(",")
+        if not head.endswith(";base64"):
+            raise binascii.Error("only base64 data URIs are read")
+        return io.BytesIO(base64.b64decode(body, validate=True))
+    if source.startswith(("http://", "https://")):
+        return io.BytesIO(download(source, field))
+    if "://" in source:
+        raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
+    return folder / source
+
+
+@contextmanager
+def _said(source: str | bytes, field: str, kind: str) -> Iterator[None]:
+    """A file that is missing or broken is a ValueError that names the field."""
     try:
-        if source.startswith("data:"):
-            return base64.b64decode(source.partition(";base64,")[2], validate=True)
-        if source.startswith(("http://", "https://")):
-            return download(source, field)
-        if "://" in source:
-            raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
-        return (folder / source).read_bytes()
+        yield
     except FileNotFoundError:
         raise ValueError(f"{field}: no such file {source!r:.200}") from None
-    except (OSError, binascii.Error) as error:
-        raise ValueError(f"{field}: {source!r:.60} is no readable video: {error!s:.200}") from None
+    except (OSError, SyntaxError, binascii.Error) as error:
+        raise ValueError(f"{field}: {source!r:.60} is no readable {kind}: {error!s:.200}") from None
 
 
 def _is_video(data: bytes) -> bool:
