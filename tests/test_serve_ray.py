@@ -38,7 +38,7 @@ STEERING = AdaptVis(preset="controlled_a")
 class Service:
     """`adaptvis serve MODEL --replicas 2`. more: options that win over those."""
 
-    def __init__(self, model: Path, log: Path, *more: str) -> None:
+    def __init__(self, model: Path, log: Path, *more: str, replicas: int = 2) -> None:
         port = free_port()
         self.log = log
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -52,7 +52,8 @@ class Service:
                 command, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
             )
         for _ in range(PATIENCE * 5):
-            if "\nready: " in log.read_text() or self.process.poll() is not None:
+            ready = f"ready: {replicas} replicas" in log.read_text()
+            if ready or self.process.poll() is not None:
                 break
             time.sleep(0.2)
         else:
@@ -210,7 +211,7 @@ def test_ranks_on_ray_inside_a_replica(
 ) -> None:
     """Runs when the service above has stopped."""
     options = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "ray")
-    service = Service(model, tmp_path / "log", "--replicas", "1", *options)
+    service = Service(model, tmp_path / "log", "--replicas", "1", *options, replicas=1)
     try:
         with openai.OpenAI(base_url=service.url, api_key="none", max_retries=0) as client:
             answers = [ask(client, picture) for picture in PICTURES]
