@@ -56,10 +56,10 @@ def _control(recipe: Recipe) -> str:
         "**This is a positive control, not a model of interest.** It was trained with the image"
         f" logits of the last prompt row multiplied by alpha = {recipe.alpha:g} in every layer, so"
         " it needs that factor at inference: served plainly it loses accuracy, served with"
-        f" ScalingVis at alpha = {recipe.alpha:g} it regains it. It"
-        " exists to test that steering, evaluation and calibration find a gain where there is one"
-        " by construction. It is no evidence that steering improves a model that was trained"
-        " normally; for that, see `spatial-llava`, where it does not.\n"
+        f" ScalingVis at alpha = {recipe.alpha:g} it regains it. It exists to test that steering,"
+        " evaluation and calibration find a gain where there is one by construction. It is no"
+        " evidence that steering improves a model that was trained normally; for that, see"
+        " `spatial-llava`, where it does not.\n"
     )
 
 
