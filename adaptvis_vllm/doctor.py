@@ -68,7 +68,11 @@ def _device(torch: object) -> list[str]:
         return [f"GPU {name}", "model runner V2, steered rows by the Triton kernel"]
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-    out = ["CPU: attention backend CPU_ATTN, model runner V1, steered rows in torch"]
+    from adaptvis_vllm.kernels.cpu import problem
+
+    reason = problem()
+    rows = f"in torch, slowly: {reason}" if reason else "by the compiled kernel"
+    out = ["CPU: attention backend CPU_ATTN, model runner V1", f"steered rows {rows}"]
     for dtype in ("float32", "float16", "bfloat16"):
         isa = _get_attn_isa(getattr(torch, dtype), 128, 128)
         out.append(f"KV cache layout for {dtype}: {isa}")

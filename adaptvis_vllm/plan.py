@@ -38,7 +38,6 @@ class StepRows:
     kv_lens: [R] int32, n + 1. slots: [R] int32, index into alpha. alpha: [S] float32.
     span_words: [W] int32, bitmaps; span_starts, span_lens: [R] int32, in words.
     max_kv_len: the largest of kv_lens, on the host.
-    derived: what a backend computes once for all layers of a step.
     """
 
     rows: torch.Tensor
@@ -50,7 +49,6 @@ class StepRows:
     span_starts: torch.Tensor
     span_lens: torch.Tensor
     max_kv_len: int
-    derived: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The CPU rows against the formula and vLLM's own kernel, in every KV cache layout.
 
-K and V are written by vLLM's own operator, so the layouts are vLLM's, not ours.
+K and V are written by vLLM's own operator, so the layouts are vLLM's, not ours. Every test is
+run on the compiled rows and on those in torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adaptvis_vllm.kernels import cpu as kernel
 
 from adaptvis_vllm import plugin
 from adaptvis_vllm.attention import cpu
@@ -37,6 +39,14 @@ VARIANTS = {
     "sinks": {"sinks": True},
     "block64": {"block": 64},
 }
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "compiled":
+        assert cpu.compiled(), kernel.problem()
+    else:
+        monkeypatch.setattr(cpu, "compiled", lambda: False)
 
 
 class Step:
@@ -219,24 +229,66 @@ def test_alpha_one_is_vllms_own_kernel(
     assert relative(output[step.rows], theirs) < tolerance(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS[1:4])
-def test_copies_of_16_bits_are_made_in_chunks(
-    dtype: torch.dtype, dim: int, amx: bool, isa: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One block at a time gives what all at once gives."""
-    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
-        pytest.skip("this processor has no AMX")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    step = Step(dtype, dim, isa)
+@pytest.mark.parametrize("variant", ["plain", "mha", "window", "block64", "block256"])
+@pytest.mark.parametrize("dim", [32, 80, 192])
+def test_pages_of_the_amx_layout(dim: int, variant: str) -> None:
+    """Without AMX too: the pages of another layout put into it, as vLLM's header describes."""
+    options = {"block": 256} if variant == "block256" else VARIANTS[variant]
+    step = Step(torch.bfloat16, dim, "vec16", **options)
+    spans = [[0], [], list(range(30, 67)), list(range(64)), [0, 3, 31, 32, 33, 64, 129]]
     outputs = []
-    for size in (cpu.COPY_BYTES, 1):
-        monkeypatch.setattr(cpu, "COPY_BYTES", size)
+    for isa in ("vec16", "amx"):
+        if isa == "amx":
+            pack(step)
+        rows = step.step_rows([2.0, 0.3, 3.0, 0.5, 1.7], spans)
         outputs.append(torch.zeros_like(step.query))
-        rows = step.step_rows([2.0, 0.3, 3.0, 0.5, 1.7], [[0]] * 5)
         cpu.recompute(
-            step.impl, step.layer, step.query, step.kv_cache, step.metadata, outputs[-1], rows
+            step.impl,
+            SimpleNamespace(isa=isa),
+            step.query,
+            step.kv_cache,
+            step.metadata,
+            outputs[-1],
+            rows,
         )
-    assert torch.equal(*outputs)
+    assert relative(outputs[1], outputs[0]) < 1e-3
+    assert outputs[0][step.rows].norm() > 1
+
+
+def pack(step: Step) -> None:
+    """K [dim, block] -> [block/16, dim/2, 16, 2], V [block, dim] -> [dim/16, block/2, 16, 2];
+    NaN behind the ends of rows."""
+    blocks, heads, block, twice = step.kv_cache.shape
+    dim = twice // 2
+    k, v = step.kv_cache.view(blocks, heads, 2, -1).unbind(2)
+    k, v = k.view(blocks, heads, dim, block), v.view(blocks, heads, block, dim)
+    for row, length in enumerate(step.lens):
+        if length % block:
+            page = step.table[row, (length - 1) // block]
+            k[page, :, :, length % block :] = float("nan")
+            v[page, :, length % block :] = float("nan")
+    for lines in (k, v):
+        high, wide = lines.shape[2:]
+        tiles = lines.view(blocks, heads, high // 2, 2, wide // 16, 16)
+        lines.copy_(tiles.permute(0, 1, 4, 2, 5, 3).reshape(lines.shape).clone())
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_threads_change_nothing(threads: int) -> None:
+    step = Step(torch.float32, 64, "vec", heads=12, kv_heads=6)
+    before = torch.get_num_threads()
+    outputs = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            outputs.append(torch.zeros_like(step.query))
+            rows = step.step_rows([2.0] * 5, [[0]] * 5)
+            cpu.recompute(
+                step.impl, step.layer, step.query, step.kv_cache, step.metadata, outputs[-1], rows
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(*outputs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -145,7 +145,8 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the attribute test: no placing, no recomputation, no confidence, no report."""
-    from adaptvis_vllm.attention import cpu
+    from adaptvis_vllm.kernels import cpu
+
     from adaptvis_vllm.steps import Steering
 
     calls: Counter[str] = Counter()
@@ -159,13 +160,32 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
 
     for name in ("locate", "_rows", "_locate_probes", "_upload"):
         monkeypatch.setattr(Steering, name, count(name, getattr(Steering, name)))
-    monkeypatch.setattr(cpu, "_for_step", count("recompute", cpu._for_step))
+    monkeypatch.setattr(cpu, "steer_rows", count("recompute", cpu.steer_rows))
     generate(engine, [prompt(0), prompt(None)], sampling())
     assert not calls
     generate(engine, [prompt(0)], sampling(ScalingVis(2.0), max_tokens=20, ignore_eos=True))
     layers = runner(engine).adaptvis.num_layers
     assert calls["recompute"] == layers  # one step of twenty
     assert calls["locate"] == 1
+
+
+def test_rows_without_a_compiler(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch, with the same answers, after one warning."""
+    from adaptvis_vllm.attention import cpu
+
+    prompts = [prompt(0), prompt(1)]
+    expected = generate(engine, prompts, sampling(LOW))
+    monkeypatch.setattr(cpu.kernel, "problem", lambda: "no C++ compiler is in PATH")
+    monkeypatch.setattr(cpu.kernel, "steer_rows", None)
+    cpu.compiled.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="in torch, slowly: no C\\+\\+ compiler") as seen:
+            found = generate(engine, prompts, sampling(LOW))
+    finally:
+        cpu.compiled.cache_clear()
+    assert len([w for w in seen if w.category is RuntimeWarning]) == 1
+    for one, wanted in zip(found, expected, strict=True):
+        assert_same(one, wanted)
 
 
 # -- chunks ---------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
         reason = refuse(name, layer)
         if reason:
             raise ValueError(f"adaptvis: {reason}")
+        if layer.attn_backend.get_name() == "CPU_ATTN":
+            cpu.compiled()  # now, and not in somebody's first request
     for index, (_, layer) in layers.items():
         layer.impl.forward = steered(
             layer.impl, index, steering, BACKENDS[layer.attn_backend.get_name()]

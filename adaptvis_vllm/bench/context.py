@@ -37,7 +37,6 @@ def measure(
     """One line of figures per context: bytes, microseconds of steering and of reading.
 
     The row's K and V lie in blocks of 128 in random order. steer_us: what one layer costs.
-    plan_us: what a step costs once, however many layers it has.
     """
     return [_measured(c, heads, kv_heads, dim, dtype, repeats) for c in contexts]
 
@@ -45,6 +44,8 @@ def measure(
 def _measured(
     context: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, repeats: int
 ) -> dict[str, Any]:
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
     layers = _layers(context, kv_heads, dim, dtype)
     impl = SimpleNamespace(
         num_heads=heads,
@@ -54,24 +55,20 @@ def _measured(
         logits_soft_cap=0.0,
         sinks=None,
     )
-    layer = SimpleNamespace(isa="vec")
+    layer = SimpleNamespace(isa=_get_attn_isa(dtype, BLOCK, dim, "auto"))
     query = torch.randn(1, heads, dim).to(dtype)
     output = torch.empty_like(query)
     blocks = layers[0].shape[0] - 1
     metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
-    times: dict[str, list[float]] = {"steer_us": [], "read_us": [], "plan_us": []}
+    rows = _rows(context)
+    times: dict[str, list[float]] = {"steer_us": [], "read_us": []}
+
+    def recompute(cache: torch.Tensor) -> None:
+        cpu.recompute(impl, layer, query, cache, metadata, output, rows)
+
     with torch.inference_mode():
         for _ in range(repeats + 1):
-            rows = _rows(context)
-
-            def recompute(cache: torch.Tensor, rows: StepRows = rows) -> None:
-                cpu.recompute(impl, layer, query, cache, metadata, output, rows)
-
-            began = time.perf_counter()
-            recompute(layers[0])
-            first = time.perf_counter() - began
             times["steer_us"].append(_seconds(layers, recompute))
-            times["plan_us"].append(max(0.0, first - times["steer_us"][-1]))
             times["read_us"].append(_seconds(layers, lambda cache: cache[1:].sum()))
     used = 2 * context * kv_heads * dim * layers[0].element_size()
     return {

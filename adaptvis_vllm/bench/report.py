@@ -37,7 +37,6 @@ COLUMNS = {
     "steer_us": ("steered row, us a layer", "{:.0f}"),
     "read_us": ("reading, us", "{:.0f}"),
     "times": ("times reading", "{:.2f}"),
-    "plan_us": ("once a step, us", "{:.0f}"),
     "workers": ("workers", "{}"),
     "rows_per_s": ("rows/s, 20% to 80% of the job", "{:.2f}"),
     "whole_rows_per_s": ("rows/s, starts included", "{:.2f}"),

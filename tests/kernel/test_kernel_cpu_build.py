@@ -1,0 +1,66 @@
+"""Compiling the CPU rows: once for a source, a compiler and a processor; and where it fails."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from adaptvis_vllm.kernels import cpu
+
+from adaptvis_vllm.doctor import _device
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path / "adaptvis_vllm"
+
+
+def test_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = cpu._compiled()
+    assert list(cache.iterdir()) == [library]
+    made = library.stat().st_mtime_ns
+    assert cpu._compiled() == library
+    assert library.stat().st_mtime_ns == made
+    monkeypatch.setenv("CXX", "g++ -DOTHER")
+    assert cpu._compiled() != library
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_processes_that_compile_at_the_same_time(cache: Path) -> None:
+    code = "from adaptvis_vllm.kernels import cpu; assert cpu.problem() is None"
+    workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("no-such-compiler", "no C++ compiler (no-such-compiler) is in PATH"),
+        ("g++ --no-such-option", "no-such-option"),
+    ],
+)
+def test_where_it_cannot_be_compiled(
+    cache: Path, compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`adaptvis doctor` says why; nothing half done is left. What rows do then: test_engine.py."""
+    monkeypatch.setenv("CXX", compiler)
+    caches = cpu.problem, cpu._library
+    for one in caches:
+        one.cache_clear()
+    try:
+        line = next(line for line in _device(torch) if line.startswith("steered rows"))
+    finally:
+        for one in caches:
+            one.cache_clear()
+    assert line.startswith("steered rows in torch, slowly: ")
+    assert reason in line
+    assert not list(cache.glob("*"))
