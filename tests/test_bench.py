@@ -25,6 +25,7 @@ from adaptvis_vllm.bench.report import GPU_RECIPE
 from adaptvis_vllm.bench.runs import Pool, Settings
 from adaptvis_vllm.bench.serve import arrivals
 from adaptvis_vllm.bench.systems import system
+from adaptvis_vllm.bench.throughput import Engines, in_turn
 from adaptvis_vllm.bench.workloads import tasks, workload
 from adaptvis_vllm.cli import main
 
@@ -86,6 +87,34 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert rows["vanilla"]["requests_per_s_min"] == 5
 
 
+def test_every_launch_has_engines_of_its_own() -> None:
+    made: list[str] = []
+
+    class Nothing:
+        def __init__(self, kind: str, options: dict[str, Any]) -> None:
+            made.append(kind)
+            self.closed = False
+
+        def wait(self) -> None:
+            assert not self.closed
+
+        def close(self) -> None:
+            self.closed = True
+
+    engines = Engines(Nothing, {})
+    pair = [system("vanilla"), system("adaptive")]
+    order = [(n, s.name, engines.of(s)) for n, s in in_turn(engines, pair, rounds=2, launches=2)]
+    assert [(n, name) for n, name, _ in order] == [
+        *((-1, "vanilla"), (-1, "adaptive"), (0, "vanilla"), (0, "adaptive")),
+        *((1, "adaptive"), (1, "vanilla")),
+        *((-1, "vanilla"), (-1, "adaptive"), (2, "vanilla"), (2, "adaptive")),
+        *((3, "adaptive"), (3, "vanilla")),
+    ]
+    assert len(made) == 4
+    assert len({id(engine) for _, _, engine in order}) == 4
+    assert [engine.closed for _, _, engine in order] == [True] * 6 + [False] * 6
+
+
 def test_percentile() -> None:
     assert percentile([3.0, 1.0, 2.0], 50) == 2.0
     assert percentile([0.0, 1.0], 99) == pytest.approx(0.99)
@@ -108,6 +137,7 @@ def test_arrivals_are_a_poisson_process_of_the_rate() -> None:
         (["--systems", "vanilla,fast"], "'fast'"),
         (["--workload", "poem"], "'poem'"),
         (["--rounds", "0"], "--rounds"),
+        (["--launches", "0"], "--launches"),
         (["--max-tokens", "0"], "max_tokens"),
         (["--rate", "-1"], "--rate"),
         (["--shape", '{"heads": 5}'], "heads (5)"),

@@ -100,7 +100,8 @@ def one_command(what: str, s: Settings) -> str:
     """The command line that runs just this."""
     plain = Settings()
     words = ["adaptvis", "bench", what]
-    for name in ("model", "dtype", "workload", "requests", "concurrency", "rounds", "rate", "seed"):
+    numbers = ("requests", "concurrency", "rounds", "launches", "rate", "seed")
+    for name in ("model", "dtype", "workload", *numbers):
         if getattr(s, name) != getattr(plain, name):
             words += [f"--{name}", f"{getattr(s, name)}"]
     for name in ("systems", "contexts", "workers"):
@@ -129,7 +130,8 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add("--requests", type=int, default=16, help="conversations a round (rows, for workers)")
     add("--concurrency", type=int, default=16)
     add("--rate", type=float, help="of serve: Poisson arrivals, requests/s")
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=int, default=5, help="of a launch")
+    add("--launches", type=int, default=1, help="so often engines are started anew")
     add("--contexts", type=_numbers, default=Settings.contexts, help="of context")
     add("--workers", type=_numbers, default=Settings.workers, help="of workers, default 1,2")
     add("--images", type=int, help="a request")

@@ -95,6 +95,8 @@ def environment(kind: str) -> dict[str, str]:
     }
     if not torch.cuda.is_available():  # there eager mode still compiles, in the first requests
         values["TORCHDYNAMO_DISABLE"] = "1"
+        # Huge pages: with small ones, where they lie makes one process 8% faster than another.
+        values["THP_MEM_ALLOC_ENABLE"] = "1"
     values = {k: os.environ.get(k, v) for k, v in values.items()}
     if kind == VANILLA:
         values["VLLM_PLUGINS"] = ""

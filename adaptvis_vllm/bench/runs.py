@@ -58,6 +58,7 @@ class Settings:
     requests: int = 16
     concurrency: int = 16
     rounds: int = 5
+    launches: int = 1
     rate: float | None = None
     contexts: Sequence[int] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
     workers: Sequence[int] = (1, 2)
@@ -70,7 +71,7 @@ class Settings:
     command: str = ""
 
     def check(self) -> None:
-        for name in ("requests", "concurrency", "rounds"):
+        for name in ("requests", "concurrency", "rounds", "launches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be >= 1, not {getattr(self, name)}")
         if self.rate is not None and not self.rate > 0:
@@ -125,6 +126,7 @@ class Settings:
             "turns": chosen.turns,
             "requests a round": self.requests,
             "concurrency": self.concurrency,
+            "launches": self.launches,
             "rounds": self.rounds,
             "seed": self.seed,
         } | more
@@ -157,6 +159,7 @@ def _turns(
         requests=s.requests,
         concurrency=s.concurrency,
         rounds=s.rounds,
+        launches=s.launches,
         seed=s.seed,
         profile=profile,
     )
@@ -203,6 +206,7 @@ def run_serve(s: Settings, pool: Pool) -> None:
         s.work(),
         requests=s.requests,
         rounds=s.rounds,
+        launches=s.launches,
         concurrency=None if s.rate else s.concurrency,
         rate=s.rate,
         seed=s.seed,
@@ -297,7 +301,9 @@ def run_workers(s: Settings, pool: Pool) -> None:
     first, last = rows[0]["rows_per_s"], rows[-1]["rows_per_s"]
     if first and last:
         notes = [f"{rows[-1]['workers']} workers / {rows[0]['workers']}: {last / first:.2f}"]
-    facts = {k: v for k, v in s.facts().items() if k not in ("rounds", "requests a round")}
+    facts = {
+        k: v for k, v in s.facts().items() if k not in ("launches", "rounds", "requests a round")
+    }
     facts["rows"] = s.requests
     title = _title(s, "Ray workers of `adaptvis batch`, all rows adaptive")
     s.save("workers", title, rows, settings=facts, notes=notes)

@@ -26,7 +26,7 @@ from typing import Any
 from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.host import environment
 from adaptvis_vllm.bench.systems import System, alpha_of
-from adaptvis_vllm.bench.throughput import WARM_UP, Engines, say
+from adaptvis_vllm.bench.throughput import WARM_UP, Engines, in_turn, say_round
 from adaptvis_vllm.bench.workloads import Task, Workload, tasks
 from adaptvis_vllm.params import ScalingVis, SteeringParams
 
@@ -89,23 +89,22 @@ def run(
     *,
     requests: int,
     rounds: int,
+    launches: int = 1,
     concurrency: int | None = None,
     rate: float | None = None,
     seed: int = 0,
 ) -> dict[str, list[Turn]]:
-    """Turns by system, one per round. servers: of `Server`s. One of concurrency and rate
-    (requests/s) is given."""
+    """Turns by system, one per round of each launch. servers: of `Server`s. One of
+    concurrency and rate (requests/s) is given."""
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    servers.start(systems)
-    for number in range(-1, rounds):  # round -1 warms up
+    for number, system in in_turn(servers, systems, rounds, launches):
         work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
-        for system in systems[:: -1 if number % 2 else 1]:
-            client = Client(servers.of(system).url, system)
-            delays = arrivals(len(work), rate, number) if rate else None
-            turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
-            if number >= 0:
-                turns[system.name].append(turn)
-                say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:8.3f} requests/s")
+        client = Client(servers.of(system).url, system)
+        delays = arrivals(len(work), rate, number) if rate else None
+        turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
+        if number >= 0:
+            turns[system.name].append(turn)
+            say_round(number, rounds * launches, system, turn)
     return turns
 
 

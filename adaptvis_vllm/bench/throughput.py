@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from adaptvis_vllm.bench.figures import Turn
@@ -42,6 +42,24 @@ class Engines:
     def close(self) -> None:
         for one in self._running.values():
             one.close()
+        self._running = {}
+
+
+def in_turn(
+    engines: Engines, systems: Sequence[System], rounds: int, launches: int
+) -> Iterator[tuple[int, System]]:
+    """(round, system), A B C C B A, so that none is always first; round -1 warms up.
+
+    Engines that are alike but for where their memory lies differ in speed as long as they live,
+    on a CPU by some percent: each launch is `rounds` rounds with engines of its own.
+    """
+    for number in range(rounds * launches):
+        if number % rounds == 0:
+            if number:
+                engines.close()
+            engines.start(systems)
+            yield from ((-1, system) for system in systems)
+        yield from ((number, system) for system in systems[:: -1 if number % 2 else 1])
 
 
 def run(
@@ -52,29 +70,31 @@ def run(
     requests: int,
     concurrency: int,
     rounds: int,
+    launches: int = 1,
     seed: int = 0,
     reference_requests: int = 2,
     profile: bool = False,
 ) -> dict[str, list[Turn]]:
-    """Turns by system, one per round. hosts: of `host.Host`s.
+    """Turns by system, one per round of each launch. hosts: of `host.Host`s.
 
-    Every round has pictures of its own, the same for all systems; every other round goes
-    through the systems backwards, so that none is always first. The first turn of each
-    system is not counted: it warms up. The reference answers one request at a time, so it is
-    given `reference_requests` of the round's.
+    Every round has pictures of its own, the same for all systems. The reference answers one
+    request at a time, so it is given `reference_requests` of the round's.
     """
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    hosts.start(systems)
-    for number in range(-1, rounds):
-        work = tasks(chosen, requests, 1000 * seed + number + 1)
-        for system in systems[:: -1 if number % 2 else 1]:
-            mine = work if system.host != REFERENCE else work[:reference_requests]
-            mine = mine if number >= 0 else mine[:WARM_UP]
-            turn = hosts.of(system).turn(mine, system, concurrency, profile)
-            if number >= 0:
-                turns[system.name].append(turn)
-                say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:8.3f} requests/s")
+    for number, system in in_turn(hosts, systems, rounds, launches):
+        count = WARM_UP if number < 0 else requests
+        if system.host == REFERENCE:
+            count = min(count, reference_requests)
+        work = tasks(chosen, requests, 1000 * seed + number + 1)[:count]
+        turn = hosts.of(system).turn(work, system, concurrency, profile)
+        if number >= 0:
+            turns[system.name].append(turn)
+            say_round(number, rounds * launches, system, turn)
     return turns
+
+
+def say_round(number: int, rounds: int, system: System, turn: Turn) -> None:
+    say(f"round {number + 1}/{rounds} {system.name:<12} {turn.rate:8.3f} requests/s")
 
 
 def say(text: str) -> None:
