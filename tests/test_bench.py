@@ -10,6 +10,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -296,7 +297,24 @@ def test_serving(settings: Settings, pool: Pool) -> None:
     ran("serve", settings, pool, systems=("idle", "adaptive"), rate=20.0)
 
 
+def test_no_system_finds_what_another_left_in_a_server(settings: Settings, pool: Pool) -> None:
+    """They are asked the same: without empty caches the second would be answered from them."""
+    engine = settings.engine | {"block_size": 32}
+    ran("serve", settings, pool, systems=("idle", "scaling"), engine=engine)
+    url = pool._current.of(system("idle")).url
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    counts = {
+        name: sum(float(x.split()[-1]) for x in lines if x.startswith(f"vllm:prefix_cache_{name}"))
+        for name in ("queries_total", "hits_total")
+    }
+    assert counts["queries_total"] > 2 * REQUESTS * 32
+    assert counts["hits_total"] == 0
+
+
 def test_workers(settings: Settings, pool: Pool) -> None:
+    with pytest.raises(ValueError, match="--requests must be >= 256 to keep 2 workers busy"):
+        ran("workers", settings, pool, workers=(1, 2))
     (row,) = ran("workers", settings, pool)["rows"]
     assert row["workers"] == 1
     assert row["whole_rows_per_s"] > 0

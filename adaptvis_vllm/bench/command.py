@@ -92,7 +92,8 @@ def plan(s: Settings, dtypes: Sequence[str], gpus: int = 0) -> list[tuple[str, S
     if not gpus:
         add("context", "context")
     workers = (1,) if gpus == 1 else s.workers
-    add("workers", "workers", dtype=dtypes[0], requests=4 * s.requests, workers=workers)
+    rows = max(4 * s.requests, runs.FEWEST_ROWS * max(workers))
+    add("workers", "workers", dtype=dtypes[0], requests=rows, workers=workers)
     return out
 
 

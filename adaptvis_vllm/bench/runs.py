@@ -22,6 +22,7 @@ SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)
 CPU_CACHE_BYTES = 2 << 30
 MIN_SEQS = 16
+FEWEST_ROWS = 128  # of a worker: the first to start takes up to 96
 ENGINES = 3  # on one machine: vLLM without the plugin, vLLM with it, transformers
 
 
@@ -289,6 +290,9 @@ def run_workers(s: Settings, pool: Pool) -> None:
     """Rows/s of `adaptvis batch` on Ray."""
     from adaptvis_vllm.bench.workers import scaling, write_rows
 
+    least = FEWEST_ROWS * max(s.workers)
+    if len(s.workers) > 1 and s.requests < least:
+        raise ValueError(f"--requests must be >= {least} to keep {max(s.workers)} workers busy")
     chosen = s.work()
     options = s.options(1)
     if s.model == "random":

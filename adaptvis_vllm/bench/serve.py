@@ -32,6 +32,11 @@ from adaptvis_vllm.params import ScalingVis, SteeringParams
 
 START_SECONDS = 600
 MODEL = "bench"
+VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # for the routes that empty caches
+}
+CACHES = ("prefix", "mm", "encoder")
 
 
 class Server:
@@ -53,7 +58,7 @@ class Server:
                 command += [flag, value if isinstance(value, str) else json.dumps(value)]
         self.process = subprocess.Popen(
             command,
-            env=os.environ | environment(kind) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            env=os.environ | environment(kind) | VARIABLES,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -70,6 +75,14 @@ class Server:
                 time.sleep(0.5)
         self.log.seek(0)
         raise RuntimeError(f"the server did not start: {self.log.read()[-2000:]}")
+
+    def reset(self) -> None:
+        """Empty the caches: systems of one server are asked the same in a round."""
+        for cache in CACHES:
+            request = urllib.request.Request(f"{self.url}/reset_{cache}_cache", method="POST")
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                if cache == "prefix" and not json.load(answer)["success"]:
+                    raise RuntimeError("the server's prefix cache could not be emptied")
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -99,7 +112,9 @@ def run(
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
     for number, system in in_turn(servers, systems, rounds, launches):
         work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
-        client = Client(servers.of(system).url, system)
+        server = servers.of(system)
+        server.reset()
+        client = Client(server.url, system)
         delays = arrivals(len(work), rate, number) if rate else None
         turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
         if number >= 0:
