@@ -75,6 +75,7 @@ def steer_rows(
     }
     heads, dim = query.shape[1:]
     _, kv_heads, block, _ = kv_cache.shape
+    assert dim % 16 == block % 16 == 0  # as vLLM's CPU backend has them
     assert query.dtype == output.dtype
     assert kv_cache.is_contiguous()
     assert all(t.stride()[1:] == (dim, 1) for t in tokens.values())
