@@ -1,4 +1,4 @@
-"""Steered attention kernels over a paged KV cache: Triton, and the torch reference.
+"""Steered attention kernels over a paged KV cache: Triton, C++ for CPUs, the torch reference.
 
 Names resolve on first use: importing this package needs neither a GPU nor Triton.
 """
