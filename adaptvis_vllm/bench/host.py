@@ -95,7 +95,7 @@ def environment(kind: str) -> dict[str, str]:
     }
     if not torch.cuda.is_available():  # there eager mode still compiles, in the first requests
         values["TORCHDYNAMO_DISABLE"] = "1"
-        # Huge pages: with small ones, where they lie makes one process 8% faster than another.
+        # Huge pages: with small ones, a process was up to 8% faster than another all its life.
         values["THP_MEM_ALLOC_ENABLE"] = "1"
     values = {k: os.environ.get(k, v) for k, v in values.items()}
     if kind == VANILLA:

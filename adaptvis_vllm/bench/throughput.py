@@ -50,8 +50,8 @@ def in_turn(
 ) -> Iterator[tuple[int, System]]:
     """(round, system), A B C C B A, so that none is always first; round -1 warms up.
 
-    Engines that are alike but for where their memory lies differ in speed as long as they live,
-    on a CPU by some percent: each launch is `rounds` rounds with engines of its own.
+    Engines that are alike differ in speed as long as they live, on a CPU by some percent, probably
+    by where their memory lies: each launch is `rounds` rounds with engines of its own.
     """
     for number in range(rounds * launches):
         if number % rounds == 0:
