@@ -50,6 +50,13 @@ class StepRows:
     span_lens: torch.Tensor
     max_kv_len: int
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In the order in which the kernels take them."""
+        return (
+            *(self.rows, self.reqs, self.kv_lens, self.slots, self.alpha),
+            *(self.span_words, self.span_starts, self.span_lens),
+        )
+
 
 @dataclass
 class StepPlan:

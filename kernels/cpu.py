@@ -105,7 +105,6 @@ def steer_rows(
     )
 
 
-@functools.cache
 def problem() -> str | None:
     """Why the compiled rows cannot be had here; None where they can. Compiles if need be."""
     try:

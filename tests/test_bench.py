@@ -104,7 +104,8 @@ def test_every_launch_has_engines_of_its_own() -> None:
 
     engines = Engines(Nothing, {})
     pair = [system("vanilla"), system("adaptive")]
-    order = [(n, s.name, engines.of(s)) for n, s in in_turn(engines, pair, rounds=2, launches=2)]
+    rounds = in_turn(engines, pair, rounds=2, launches=2)
+    order = [(n, s.name, engines.of(s)) for n, systems in rounds for s in systems]
     assert [(n, name) for n, name, _ in order] == [
         *((-1, "vanilla"), (-1, "adaptive"), (0, "vanilla"), (0, "adaptive")),
         *((1, "adaptive"), (1, "vanilla")),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,26 +49,18 @@ def recompute(
     block, 2 * head_dim] (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
     """
     shape = (-1, impl.num_heads, impl.head_size)
-    steer = kernel.steer_rows if compiled() else in_torch
-    steer(
-        output.view(shape),
-        query.view(shape),
-        kv_cache,
-        metadata.block_table,
-        rows.rows,
-        rows.reqs,
-        rows.kv_lens,
-        rows.slots,
-        rows.alpha,
-        rows.span_words,
-        rows.span_starts,
-        rows.span_lens,
-        scale=impl.scale,
-        packed=layer.isa == "amx",
-        window=max(0, impl.sliding_window),
-        soft_cap=impl.logits_soft_cap or 0.0,
-        sinks=None if impl.sinks is None else impl.sinks.float().contiguous(),
-    )
+    output, query, table = output.view(shape), query.view(shape), metadata.block_table
+    options = {
+        "scale": impl.scale,
+        "window": max(0, impl.sliding_window),
+        "soft_cap": impl.logits_soft_cap or 0.0,
+        "sinks": None if impl.sinks is None else impl.sinks.float().contiguous(),
+    }
+    packed = layer.isa == "amx"
+    if compiled():
+        kernel.steer_rows(output, query, kv_cache, table, *rows.tensors(), packed=packed, **options)
+    else:
+        in_torch(output, query, kv_cache, table, rows, packed, options)
 
 
 def in_torch(
@@ -75,38 +68,32 @@ def in_torch(
     query: torch.Tensor,
     kv_cache: torch.Tensor,
     block_table: torch.Tensor,
-    rows: torch.Tensor,
-    reqs: torch.Tensor,
-    kv_lens: torch.Tensor,
-    slots: torch.Tensor,
-    alpha: torch.Tensor,
-    span_words: torch.Tensor,
-    span_starts: torch.Tensor,
-    span_lens: torch.Tensor,
-    *,
+    rows: StepRows,
     packed: bool,
-    **options: Any,
+    options: dict[str, Any],
 ) -> None:
-    """What `kernels/cpu.py` does, with its arguments, one row at a time."""
-    for i in range(len(rows)):
-        one = slice(i, i + 1)
-        count = -(-int(kv_lens[i]) // kv_cache.shape[2])
-        key, value = _split(kv_cache[block_table[int(reqs[i]), :count].long()], packed)
+    """What `kernel.steer_rows` does, one row at a time. options: of it and the reference."""
+    for i, kv_len in enumerate(rows.kv_lens.tolist()):
+        count = -(-kv_len // kv_cache.shape[2])
+        key, value = _split(kv_cache[block_table[int(rows.reqs[i]), :count].long()], packed)
+        row = slice(i, i + 1)
+        one = replace(
+            rows,
+            rows=rows.rows[row],
+            reqs=torch.zeros_like(rows.reqs[row]),
+            kv_lens=rows.kv_lens[row],
+            slots=rows.slots[row],
+            span_starts=rows.span_starts[row],
+            span_lens=rows.span_lens[row],
+        )
         steered_attention_reference(
             output,
             query,
             key,
             value,
             torch.arange(count)[None],
-            rows[one],
-            torch.zeros(1, dtype=torch.int64),
-            kv_lens[one],
-            slots[one],
-            alpha,
-            span_words,
-            span_starts[one],
-            span_lens[one],
-            max_kv_len=int(kv_lens[i]),
+            *one.tensors(),
+            max_kv_len=kv_len,
             dtype=torch.float32,
             **options,
         )

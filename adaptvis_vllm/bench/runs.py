@@ -22,7 +22,7 @@ SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)
 CPU_CACHE_BYTES = 2 << 30
 MIN_SEQS = 16
-FEWEST_ROWS = 128  # of a worker: the first to start takes up to 96
+FEWEST_ROWS = 128  # a worker: batch.cluster lets the first to start take up to 96
 ENGINES = 3  # on one machine: vLLM without the plugin, vLLM with it, transformers
 
 

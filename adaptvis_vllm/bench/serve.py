@@ -110,16 +110,17 @@ def run(
     """Turns by system, one per round of each launch. servers: of `Server`s. One of
     concurrency and rate (requests/s) is given."""
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    for number, system in in_turn(servers, systems, rounds, launches):
+    for number, order in in_turn(servers, systems, rounds, launches):
         work = tasks(chosen, requests if number >= 0 else WARM_UP, 1000 * seed + number + 1)
-        server = servers.of(system)
-        server.reset()
-        client = Client(server.url, system)
-        delays = arrivals(len(work), rate, number) if rate else None
-        turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
-        if number >= 0:
-            turns[system.name].append(turn)
-            say_round(number, rounds * launches, system, turn)
+        for system in order:
+            server = servers.of(system)
+            server.reset()
+            client = Client(server.url, system)
+            delays = arrivals(len(work), rate, number) if rate else None
+            turn = asyncio.run(client.turn(work, concurrency or len(work), delays))
+            if number >= 0:
+                turns[system.name].append(turn)
+                say_round(number, rounds * launches, system, turn)
     return turns
 
 

@@ -47,8 +47,8 @@ class Engines:
 
 def in_turn(
     engines: Engines, systems: Sequence[System], rounds: int, launches: int
-) -> Iterator[tuple[int, System]]:
-    """(round, system), A B C C B A, so that none is always first; round -1 warms up.
+) -> Iterator[tuple[int, Sequence[System]]]:
+    """Each round and its systems, A B C C B A, so that none is always first; round -1 warms up.
 
     Engines that are alike differ in speed as long as they live, on a CPU by some percent, probably
     by where their memory lies: each launch is `rounds` rounds with engines of its own.
@@ -58,8 +58,8 @@ def in_turn(
             if number:
                 engines.close()
             engines.start(systems)
-            yield from ((-1, system) for system in systems)
-        yield from ((number, system) for system in systems[:: -1 if number % 2 else 1])
+            yield -1, systems
+        yield number, systems[:: -1 if number % 2 else 1]
 
 
 def run(
@@ -81,15 +81,15 @@ def run(
     request at a time, so it is given `reference_requests` of the round's.
     """
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
-    for number, system in in_turn(hosts, systems, rounds, launches):
-        count = WARM_UP if number < 0 else requests
-        if system.host == REFERENCE:
-            count = min(count, reference_requests)
-        work = tasks(chosen, requests, 1000 * seed + number + 1)[:count]
-        turn = hosts.of(system).turn(work, system, concurrency, profile)
-        if number >= 0:
-            turns[system.name].append(turn)
-            say_round(number, rounds * launches, system, turn)
+    for number, order in in_turn(hosts, systems, rounds, launches):
+        count = requests if number >= 0 else min(requests, WARM_UP)
+        work = tasks(chosen, count, 1000 * seed + number + 1)
+        for system in order:
+            mine = work if system.host != REFERENCE else work[:reference_requests]
+            turn = hosts.of(system).turn(mine, system, concurrency, profile)
+            if number >= 0:
+                turns[system.name].append(turn)
+                say_round(number, rounds * launches, system, turn)
     return turns
 
 
