@@ -178,6 +178,13 @@ def bench(argv: Sequence[str]) -> int:
     return command.main(argv, bench.__doc__ or "")
 
 
+def verify(argv: Sequence[str]) -> int:
+    """Check steering on this machine, with this model; a report to paste, and what it costs."""
+    from adaptvis_vllm.verify import command
+
+    return command.main(argv, verify.__doc__ or "")
+
+
 def _file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="JSONL, one request a line")
     parser.add_argument("--output", type=Path, required=True, help="JSONL, in input order")
@@ -216,6 +223,7 @@ def _has_gpu() -> bool:
 
 COMMANDS = {
     "doctor": doctor,
+    "verify": verify,
     "serve": serve,
     "generate": generate,
     "batch": batch,

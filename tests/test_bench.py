@@ -25,6 +25,7 @@ from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.report import GPU_RECIPE
 from adaptvis_vllm.bench.runs import Pool, Settings
 from adaptvis_vllm.bench.serve import arrivals
+from adaptvis_vllm.bench.shapes import SHAPES, write_shape
 from adaptvis_vllm.bench.systems import system
 from adaptvis_vllm.bench.throughput import Engines, in_turn
 from adaptvis_vllm.bench.workloads import tasks, workload
@@ -376,3 +377,31 @@ def test_make_model_script_is_repeatable(tmp_path: Path, monkeypatch: pytest.Mon
     make_model(tmp_path / "b", Shape(**TINY))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_named_shapes_can_be_steered(name: str, tmp_path: Path) -> None:
+    """Their folders hold no weights, and vLLM makes an engine of each that can be steered."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from adaptvis_vllm import doctor_model
+
+    folder = write_shape(tmp_path / name, name)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 100_000
+    args = EngineArgs(model=str(folder), dtype="bfloat16", load_format="dummy")
+    text, works = doctor_model.report(args)
+    assert works, text
+    config = json.loads((folder / "config.json").read_text())["text_config"]
+    assert f"0-{config['num_hidden_layers'] - 1}: full" in text or "window 1024" in text
+
+
+def test_shape_is_a_name_or_json(tmp_path: Path) -> None:
+    settings = Settings(shape="llava-1.5-7b", dtype="bfloat16", out=tmp_path)
+    options = settings.options(2)
+    assert options["load_format"] == "dummy"
+    assert options["model"] == str(tmp_path / "llava-1.5-7b")
+    assert command.one_command("throughput", settings).endswith("--shape llava-1.5-7b")
+    with pytest.raises(ValueError, match="is no JSON and not one of"):
+        command.main(["throughput", "--shape", "llava"], "")
+    with pytest.raises(ValueError, match="reference needs weights"):
+        Settings(shape="qwen2.5-vl-7b", systems=("vanilla", "reference")).check()

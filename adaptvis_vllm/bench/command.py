@@ -15,6 +15,7 @@ from adaptvis_vllm.bench import runs
 from adaptvis_vllm.bench.model import Shape
 from adaptvis_vllm.bench.report import page
 from adaptvis_vllm.bench.runs import Pool, Settings
+from adaptvis_vllm.bench.shapes import SHAPES
 from adaptvis_vllm.bench.systems import NAMES
 from adaptvis_vllm.bench.throughput import say
 from adaptvis_vllm.bench.workloads import WORKLOADS
@@ -112,7 +113,9 @@ def one_command(what: str, s: Settings) -> str:
         words += [f"--{name.replace('_', '-')}", str(value)]
     if s.engine:
         words += ["--engine", json.dumps(s.engine)]
-    if s.shape != plain.shape:
+    if isinstance(s.shape, str):
+        words += ["--shape", s.shape]
+    elif s.shape != plain.shape:
         changed = {k: v for k, v in vars(s.shape).items() if v != getattr(plain.shape, k)}
         words += ["--shape", json.dumps(changed)]
     return shlex.join(words)
@@ -123,7 +126,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("what", choices=(*RUNS, "all", "report"), help="report: the page of a folder's results")
     add("--model", default="random", help="name or folder; default: a random LLaVA-1.5 shape")
-    add("--shape", help=f"JSON, of the random model: {', '.join(vars(Shape()))}")
+    add("--shape", help=f"{', '.join(SHAPES)}; or JSON: {', '.join(vars(Shape()))}")
     add("--dtype", default="float32")
     add("--dtypes", default="float32,bfloat16", type=_names, help="of `all`")
     add("--systems", type=_names, help=f"{','.join(NAMES)},mix-PERCENT; default {','.join(MAIN)}")
@@ -151,10 +154,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
 def _settings(args: argparse.Namespace, argv: Sequence[str]) -> Settings:
     fields = ("images", "width", "height", "max_tokens", "turns")
     values = {n: getattr(args, n) for n in Settings.__dataclass_fields__ if hasattr(args, n)}
-    try:
-        shape = Shape(**_json("--shape", args.shape))
-    except TypeError as error:
-        raise ValueError(f"--shape: {error}") from None
+    shape = _shape(args.shape)
     values |= {
         "systems": args.systems or MAIN,
         "shape": shape,
@@ -163,6 +163,17 @@ def _settings(args: argparse.Namespace, argv: Sequence[str]) -> Settings:
     }
     settings = Settings(**values)
     return replace(settings, command=one_command(args.what, settings))
+
+
+def _shape(text: str | None) -> Shape | str:
+    if text and not text.lstrip().startswith("{"):
+        if text not in SHAPES:
+            raise ValueError(f"--shape: {text!r} is no JSON and not one of {', '.join(SHAPES)}")
+        return text
+    try:
+        return Shape(**_json("--shape", text))
+    except TypeError as error:
+        raise ValueError(f"--shape: {error}") from None
 
 
 def _json(option: str, text: str | None) -> dict[str, Any]:

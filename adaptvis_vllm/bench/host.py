@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,11 @@ class Host:
         self, work: list[Task], chosen: System, concurrency: int, profile: bool = False
     ) -> Turn:
         """Answer all tasks, at most `concurrency` at once, from empty caches."""
-        self.pipe.send((work, chosen, concurrency, profile))
+        return self.call(_turn, work, chosen, concurrency, profile)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(what answers turns there, *args) in the process. function: of a module."""
+        self.pipe.send((function, args))
         return self._answer()
 
     def _answer(self) -> Any:
@@ -103,6 +107,10 @@ def environment(kind: str) -> dict[str, str]:
     return values
 
 
+def _turn(runner: Any, *args: Any) -> Turn:
+    return runner.turn(*args)
+
+
 def _serve(pipe: Any, kind: str, options: dict[str, Any]) -> None:
     from adaptvis_vllm import _torchvision
 
@@ -114,10 +122,10 @@ def _serve(pipe: Any, kind: str, options: dict[str, Any]) -> None:
         pipe.send((True, None))
         while True:
             try:
-                asked = pipe.recv()
+                function, args = pipe.recv()
             except EOFError:
                 return
-            pipe.send((True, runner.turn(*asked)))
+            pipe.send((True, function(runner, *args)))
     except Exception as error:
         traceback.print_exc()
         pipe.send((False, f"{type(error).__name__}: {error}"))

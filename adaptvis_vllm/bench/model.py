@@ -6,6 +6,7 @@ Weights are random, so answers mean nothing: time and memory depend on shapes al
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from adaptvis_vllm._torchvision import ensure
 
 IMAGE = "<image>"
-SPECIALS = ("<pad>", "<s>", "</s>", IMAGE)
+BASIC = ("<pad>", "<s>", "</s>")
 PATCH = 14
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] | upper + ': ' }}"
@@ -97,7 +98,7 @@ def make_model(path: str | Path, shape: Shape, seed: int = 0) -> Path:
             size={"shortest_edge": shape.image},
             crop_size={"height": shape.image, "width": shape.image},
         ),
-        tokenizer=_tokenizer(),
+        tokenizer=byte_tokenizer([IMAGE]),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -135,7 +136,7 @@ def _config(shape: Shape) -> Any:
             bos_token_id=1,
             eos_token_id=2,
         ),
-        image_token_index=SPECIALS.index(IMAGE),
+        image_token_index=len(BASIC),
         image_seq_length=shape.image_tokens,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -143,21 +144,30 @@ def _config(shape: Shape) -> Any:
     )
 
 
-def _tokenizer() -> Any:
-    """One token a byte: no training, and prompts whose length a benchmark can choose."""
+def byte_tokenizer(
+    specials: Sequence[str], *, names: Mapping[str, str] | None = None, added: Sequence[str] = ()
+) -> Any:
+    """One token a byte: no training, and prompts whose length a benchmark can choose.
+
+    specials: follow <pad> = 0, <s> = 1, </s> = 2. names: attributes under which a processor asks
+    for some of them. added: texts that are one token each.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*SPECIALS, *alphabet])}
+    special = [*BASIC, *specials]
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(s, special=True) for s in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(s, special=True) for s in special])
+    tokenizer.add_tokens(list(added))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=[IMAGE],
+        additional_special_tokens=list(specials),
+        model_specific_special_tokens=dict(names or {}),
     )

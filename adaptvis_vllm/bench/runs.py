@@ -14,6 +14,7 @@ from adaptvis_vllm.bench.figures import Turn, as_json, percentile, ratio, summar
 from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.profile import PARTS
+from adaptvis_vllm.bench.shapes import write_shape
 from adaptvis_vllm.bench.systems import REFERENCE, system
 from adaptvis_vllm.bench.throughput import Engines
 from adaptvis_vllm.bench.workloads import Workload, workload
@@ -23,7 +24,6 @@ IMAGES = (1, 2, 4)
 CPU_CACHE_BYTES = 2 << 30
 MIN_SEQS = 16
 FEWEST_ROWS = 128  # a worker: batch.cluster lets the first to start take up to 96
-ENGINES = 3  # on one machine: vLLM without the plugin, vLLM with it, transformers
 
 
 class Pool:
@@ -48,9 +48,9 @@ class Pool:
 
 @dataclass
 class Settings:
-    """What a run does. model: a name, a folder, or "random" for a checkpoint of `shape`.
-    engine: arguments of vLLM's `LLM` that override those chosen here. changes: of the
-    workload."""
+    """What a run does. model: a name, a folder, or "random" for a checkpoint of `shape`: a
+    `Shape`, or the name of one of `SHAPES`, whose weights vLLM makes up. engine: arguments of
+    vLLM's `LLM` that override those chosen here. changes: of the workload."""
 
     model: str = "random"
     dtype: str = "float32"
@@ -64,7 +64,7 @@ class Settings:
     contexts: Sequence[int] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
     workers: Sequence[int] = (1, 2)
     seed: int = 0
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape | str = field(default_factory=Shape)
     engine: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     out: Path = Path("out/bench")
@@ -80,7 +80,9 @@ class Settings:
         if self.model != "random" and not Path(self.model).is_dir() and "/" not in self.model:
             raise ValueError(f"--model: {self.model!r} is no folder, no hub name and not 'random'")
         for name in self.systems:
-            system(name)
+            chosen = system(name)
+            if chosen.host == REFERENCE and isinstance(self.shape, str):
+                raise ValueError("--systems: reference needs weights, which --shape NAME has not")
         self.work()
 
     def work(self, **changes: Any) -> Workload:
@@ -91,9 +93,14 @@ class Settings:
         import torch
 
         model = self.model
+        more: dict[str, Any] = {}
         if model == "random":
-            model = str(make_model(self.out / "model", self.shape, self.seed))
-        options: dict[str, Any] = {
+            if isinstance(self.shape, Shape):
+                model = str(make_model(self.out / "model", self.shape, self.seed))
+            else:
+                model = str(write_shape(self.out / self.shape, self.shape))
+                more = {"load_format": "dummy"}
+        options: dict[str, Any] = more | {
             "model": model,
             "dtype": self.dtype,
             "max_model_len": 4096,
@@ -111,7 +118,8 @@ class Settings:
     def model_name(self) -> str:
         """For people; of a folder its name alone."""
         if self.model == "random":
-            return str(self.shape)
+            dummy = isinstance(self.shape, str)
+            return f"{self.shape}, dummy weights" if dummy else str(self.shape)
         return Path(self.model).name if Path(self.model).is_dir() else self.model
 
     def facts(self, **more: Any) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def _turns(
 ) -> dict[str, list[Turn]]:
     """Turns of an offline run."""
     return throughput.run(
-        pool.get(Host, s.options(ENGINES)),
+        pool.get(Host, s.options(len({system(name).host for name in s.systems}))),
         [system(name) for name in names],
         chosen,
         requests=s.requests,
@@ -250,6 +258,8 @@ def run_context(s: Settings, pool: Pool) -> None:
 
     from adaptvis_vllm.bench import context
 
+    if isinstance(s.shape, str):
+        raise ValueError(f"--shape: context takes sizes as JSON, not {s.shape!r}")
     heads, kv_heads = s.shape.heads, s.shape.kv_heads
     dim = s.shape.hidden // heads
     rows = []
