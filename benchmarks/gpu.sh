@@ -5,7 +5,7 @@
 #                                   step, and gpu-summary.txt with its exit status and seconds
 #
 # ADAPTVIS: the command, default "adaptvis". MINUTES: in all, default 14; a step that would begin
-# later is left out. DRY=1: the same steps on a CPU, small, to see that they run.
+# later is left out. PARTS: of "right cost more", default all. DRY=1: the same steps on a CPU, small, to see that they run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,9 @@ adaptvis=${ADAPTVIS:-adaptvis}
 until=$((SECONDS + ${MINUTES:-14} * 60))
 mkdir -p "$folder"
 summary=$folder/gpu-summary.txt
-: >"$summary"
+touch "$summary"
+
+wanted() { case " ${PARTS:-right cost more} " in *" $1 "*) ;; *) return 1 ;; esac; }
 
 # step LIMIT NAME COMMAND...: at most LIMIT seconds; its output goes to gpu-NAME.log.
 step() {
@@ -55,14 +57,15 @@ three_quarters() {
 
 if [ "${DRY:-0}" = 1 ]; then
     checks=(--questions 16) steps=exact,itself,graphs,cost
-    right=(CPU_ATTN) second=() runners=(v1)
+    right=(CPU_ATTN:auto) eager=() fp8=() runners=(v1)
     llava=(--shape '{"layers": 2, "hidden": 128, "heads": 2, "kv_heads": 2, "vision_layers": 1}')
     qwen=("${llava[@]}") wide=(--width 336)
     size=(--requests 4 --concurrency 4 --rounds 1 --max-tokens 4)
     arrivals=(--requests 4 --rounds 1 --max-tokens 4)
 else
     checks=() steps=exact,itself,graphs
-    right=(TRITON_ATTN) second=(FLASH_ATTN) runners=(v2 v1)
+    right=(TRITON_ATTN:float32 TRITON_ATTN:bfloat16 FLASH_ATTN:bfloat16) runners=(v2 v1)
+    eager=(TRITON_ATTN:float32 FLASH_ATTN:bfloat16) fp8=(TRITON_ATTN FLASH_ATTN)
     llava=(--shape llava-1.5-7b --dtype bfloat16)
     qwen=(--shape qwen2.5-vl-7b --dtype bfloat16) wide=(--width 1008 --height 756)
     size=(--requests 64 --concurrency 64 --rounds 5)
@@ -70,34 +73,40 @@ else
 fi
 
 # Right? Small engines, side by side: nothing here is timed.
-for runner in "${runners[@]}"; do
-    for backend in "${right[@]}" "${second[@]}"; do
-        verify 240 "verify-$runner-$backend" --runner "$runner" --backends "$backend" \
-            --steps "$steps" "${checks[@]}" &
+if wanted right; then
+    for runner in "${runners[@]}"; do
+        for backend in "${right[@]}"; do
+            verify 240 "verify-$runner-${backend/:/-}" --runner "$runner" --backends "${backend%:*}" \
+                --dtype "${backend#*:}" --steps "$steps" "${checks[@]}" &
+        done
     done
-done
-[ "${DRY:-0}" = 1 ] || for backend in "${right[@]}" "${second[@]}"; do
-    verify 240 "verify-eager-$backend" --runner v2 --backends "$backend" --enforce-eager \
-        --steps "$steps" &
-done
-wait
+    for backend in "${eager[@]}"; do
+        verify 240 "verify-eager-${backend/:/-}" --backends "${backend%:*}" --dtype "${backend#*:}" \
+            --enforce-eager --steps "$steps" "${checks[@]}" &
+    done
+    wait
+fi
 
 # What does it cost? One thing at a time.
-systems=(--systems vanilla,idle,scaling,adaptive,two-request)
-bench 260 llava throughput "${llava[@]}" "${size[@]}" "${systems[@]}"
-rate=$(three_quarters llava)
-if [ -n "$rate" ]; then
-    bench 200 llava-serve serve "${llava[@]}" "${arrivals[@]}" --rate "$rate" \
-        --systems vanilla,adaptive
+if wanted cost; then
+    systems=(--systems vanilla,idle,scaling,adaptive,two-request)
+    bench 260 llava throughput "${llava[@]}" "${size[@]}" "${systems[@]}"
+    rate=$(three_quarters llava)
+    if [ -n "$rate" ]; then
+        bench 200 llava-serve serve "${llava[@]}" "${arrivals[@]}" --rate "$rate" \
+            --systems vanilla,adaptive
+    fi
+    bench 200 qwen throughput "${qwen[@]}" "${size[@]}" "${wide[@]}" "${systems[@]}"
 fi
-bench 200 qwen throughput "${qwen[@]}" "${size[@]}" "${wide[@]}" "${systems[@]}"
 
 # Less usual.
-if [ "${DRY:-0}" != 1 ]; then
-    verify 150 verify-fp8 --backends TRITON_ATTN,FLASH_ATTN --dtype bfloat16 --kv-cache-dtype fp8 \
-        --steps exact,itself,graphs &
+if wanted more; then
+    for backend in "${fp8[@]}"; do
+        verify 150 "verify-fp8-$backend" --backends "$backend" --dtype bfloat16 \
+            --kv-cache-dtype fp8 --steps "$steps" &
+    done
     if python3 -c 'import flashinfer' 2>/dev/null; then
-        verify 300 verify-flashinfer --backends FLASHINFER --steps exact,itself,graphs &
+        verify 300 verify-flashinfer --backends FLASHINFER --steps "$steps" &
     fi
     wait
 fi

@@ -74,10 +74,15 @@ class Hosts:
         self.options = engine_options
         self._running: dict[str, Host] = {}
 
+    def begin(self, *kinds: str) -> None:
+        """Start some, without waiting for them."""
+        for kind in kinds:
+            if kind not in self._running:
+                self._running[kind] = Host(kind, self.options)
+
     def of(self, kind: str) -> Host:
-        if kind not in self._running:
-            self._running[kind] = Host(kind, self.options)
-            self._running[kind].wait()
+        self.begin(kind)
+        self._running[kind].wait()
         return self._running[kind]
 
     def call(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -168,14 +173,17 @@ def configuration(
         "cost": cost_step,
     }
     try:
+        # Side by side, unless an engine measures a GPU's free memory as it starts.
+        if "kv_cache_memory_bytes" in hosts.options:
+            hosts.begin(PLUGIN, *((VANILLA,) if set(args.steps) != {"exact"} else ()))
         for name in args.steps:
             try:
-                if not found.facts:
-                    found.facts = hosts.call(PLUGIN, where.engine)
                 told(steps[name]())
             except RuntimeError as error:
                 told([Check(name, "ran to its end", False, str(error))])
                 hosts.close()
+            else:
+                found.facts = found.facts or hosts.call(PLUGIN, where.engine)
     finally:
         hosts.close()
     return found
