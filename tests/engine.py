@@ -110,9 +110,4 @@ def counted_steps(llm: Any) -> Iterator[list[dict[str, int]]]:
 
 def moment(request: Any) -> str:
     """Where a request of the scheduler stands."""
-    if request.num_output_tokens:
-        return "decode"
-    steering = request.adaptvis
-    if steering is not None and steering.probed and not steering.steered:
-        return "between probe and steer"
-    return "prefill"
+    return "decode" if request.num_output_tokens else "prefill"

@@ -87,13 +87,14 @@ class Step:
         self.query = torch.randn(count + 2, heads, dim).to(dtype)
         self.impl = SimpleNamespace(
             num_heads=heads,
+            num_kv_heads=kv_heads,
             head_size=dim,
             scale=dim**-0.5,
             sliding_window=window,
             logits_soft_cap=softcap,
             sinks=torch.randn(heads) if sinks else None,
         )
-        self.layer = SimpleNamespace(isa=isa)
+        self.layer = SimpleNamespace(isa=isa, impl=self.impl)
         self.metadata = SimpleNamespace(block_table=self.table)
         self.rows = [0, 2, 3, 4, 6]  # the tokens between are somebody else's
 
@@ -114,8 +115,14 @@ class Step:
             span_words=torch.from_numpy(packed),
             span_starts=ints(np.cumsum([0, *lens[:-1]])),
             span_lens=ints(lens),
+            own=ints([0] * len(lens)),
             max_kv_len=max(self.lens),
         )
+
+    def recompute(self, output: torch.Tensor, rows: StepRows, layer: Any = None) -> None:
+        none = torch.empty(0)
+        tensors = (self.query, none, none, self.kv_cache, self.metadata, output, rows)
+        cpu.recompute(layer or self.layer, 0, None, *tensors)
 
     def expected(self, alphas: list[float], spans: list[list[int]]) -> torch.Tensor:
         """[R, heads, dim] float64: the formula, row by row."""
@@ -169,7 +176,7 @@ def test_rows(
     keep = output[[1, 5]].clone()
     before = step.kv_cache.clone()
     rows = step.step_rows(alphas, spans)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     assert relative(output[step.rows], step.expected(alphas, spans)) < tolerance(dtype)
     assert torch.equal(output[[1, 5]].isnan(), keep.isnan())
     assert torch.equal(step.kv_cache, before)
@@ -225,7 +232,7 @@ def test_alpha_one_is_vllms_own_kernel(
     )
     output = torch.full_like(step.query, float("nan"))
     rows = step.step_rows([1.0] * count, [[0, 1]] * count)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     assert relative(output[step.rows], theirs) < tolerance(dtype)
 
 
@@ -242,15 +249,7 @@ def test_pages_of_the_amx_layout(dim: int, variant: str) -> None:
             pack(step)
         rows = step.step_rows([2.0, 0.3, 3.0, 0.5, 1.7], spans)
         outputs.append(torch.zeros_like(step.query))
-        cpu.recompute(
-            step.impl,
-            SimpleNamespace(isa=isa),
-            step.query,
-            step.kv_cache,
-            step.metadata,
-            outputs[-1],
-            rows,
-        )
+        step.recompute(outputs[-1], rows, SimpleNamespace(isa=isa, impl=step.impl))
     assert relative(outputs[1], outputs[0]) < 1e-3
     assert outputs[0][step.rows].norm() > 1
 
@@ -283,9 +282,7 @@ def test_threads_change_nothing(threads: int) -> None:
             torch.set_num_threads(count)
             outputs.append(torch.zeros_like(step.query))
             rows = step.step_rows([2.0] * 5, [[0]] * 5)
-            cpu.recompute(
-                step.impl, step.layer, step.query, step.kv_cache, step.metadata, outputs[-1], rows
-            )
+            step.recompute(outputs[-1], rows)
     finally:
         torch.set_num_threads(before)
     assert torch.allclose(*outputs, rtol=1e-6, atol=1e-7)
@@ -306,7 +303,7 @@ def test_logits_of_16_bits_are_not_rounded(dtype: torch.dtype) -> None:
     step.pages[1][step.table[3, :2].long()] = v
     output = torch.zeros_like(step.query)
     rows = step.step_rows([1.0] * 5, [[0]] * 5)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     weight = np.exp(0.5) / (np.exp(0.5) + 63)
     assert output[line].float().numpy() == pytest.approx(weight, rel=tolerance(dtype))
 
@@ -316,15 +313,7 @@ def test_values_behind_a_row_do_not_leak() -> None:
     step = Step(torch.float32, 64, "vec")
     alphas, spans = [2.0] * 5, [[0]] * 5
     clean = torch.zeros_like(step.query)
-    cpu.recompute(
-        step.impl,
-        step.layer,
-        step.query,
-        step.kv_cache,
-        step.metadata,
-        clean,
-        step.step_rows(alphas, spans),
-    )
+    step.recompute(clean, step.step_rows(alphas, spans))
     k, v = step.pages
     block = v.shape[2]
     for row, length in enumerate(step.lens):
@@ -333,15 +322,7 @@ def test_values_behind_a_row_do_not_leak() -> None:
             v[page, :, length % block :] = float("nan")
             k[page].view(k.shape[1], 64, block)[:, :, length % block :] = float("nan")
     dirty = torch.zeros_like(step.query)
-    cpu.recompute(
-        step.impl,
-        step.layer,
-        step.query,
-        step.kv_cache,
-        step.metadata,
-        dirty,
-        step.step_rows(alphas, spans),
-    )
+    step.recompute(dirty, step.step_rows(alphas, spans))
     assert torch.equal(clean, dirty)
 
 
@@ -353,7 +334,7 @@ def test_a_window_without_image_positions_changes_nothing() -> None:
     for alpha in (1.0, 3.0):
         output = torch.zeros_like(step.query)
         rows = step.step_rows([alpha] * 5, spans)
-        cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+        step.recompute(output, rows)
         outputs.append(output)
     assert torch.equal(*outputs)
     assert all(length - 20 >= 40 for length in step.lens[2:])
