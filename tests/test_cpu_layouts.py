@@ -182,6 +182,75 @@ def test_rows(
     assert torch.equal(step.kv_cache, before)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS)
+def test_side_rows(dtype: torch.dtype, dim: int, amx: bool, isa: str, variant: str) -> None:
+    """Pairs with keys and values of their own at the last position; the chosen ones are written
+    where vLLM looks for them, and nothing else is."""
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    step = Step(dtype, dim, isa, **VARIANTS[variant])
+    alphas = [2.0, 0.3, 3.0, 0.5, 1.7]
+    spans = [[0], [4], list(range(30, 67)), [], [0, 3, 31, 32, 33, 64, 129]]
+    # Entries 1, 2 and 4 become pairs behind the seven tokens.
+    pairs, first = [1, 2, 4], len(step.query)
+    heads, kv_heads = step.query.shape[1], step.kv_cache.shape[1]
+    step.query = torch.cat([step.query, torch.randn(6, heads, dim).to(dtype)])
+    key, value = (torch.randn(first + 6, kv_heads, dim).to(dtype) for _ in "kv")
+    rows = step.step_rows(alphas, spans)
+    rows.slots = torch.tensor(range(10, 5, -1), dtype=torch.int32)  # the list is turned round
+    rows.alpha = torch.tensor([0.4, 2.5, 0.6, 1.9, 0.8, 1.2, *alphas[::-1]])
+    for number, entry in enumerate(pairs):
+        rows.rows[entry] = first + 2 * number
+        rows.slots[entry] = 2 * number
+        rows.own[entry] = 2
+    rows.sides = slice(first, first + 6)
+    base = [step.rows[entry] for entry in pairs]
+    step.metadata.slot_mapping = torch.full((first,), -1)
+    block = step.pages[1].shape[2]
+    for entry, row in zip(pairs, base, strict=True):
+        page, place = divmod(step.lens[entry] - 1, block)
+        step.metadata.slot_mapping[row] = int(step.table[entry, page]) * block + place
+    plan = SimpleNamespace(base=torch.tensor(base), commits=[])
+    step.impl.do_kv_cache_update = lambda layer, k, v, cache, slots: write(step, isa, k, v, slots)
+    output = torch.full_like(step.query, float("nan"))
+    tensors = (step.query, key, value, step.kv_cache, step.metadata, output, rows)
+    cpu.recompute(step.layer, 0, SimpleNamespace(plan=plan), *tensors)
+    assert output[[1, 2, 3, 5, 6]].isnan().all()
+    in_place = [step.rows[0], step.rows[3]]
+    wanted = step.expected([2.0, 0.0, 0.0, 0.5, 0.0], spans)[[0, 3]]
+    assert relative(output[in_place], wanted) < tolerance(dtype)
+    clean = step.kv_cache.clone()
+    for number, entry in enumerate(pairs):
+        for j in range(2):
+            row = first + 2 * number + j
+            step.rows = [row] * 5
+            step.k[entry][-1], step.v[entry][-1] = key[row], value[row]
+            alpha = rows.alpha[2 * number + j].item()
+            mine = step.expected([alpha] * 5, spans)[entry]
+            assert relative(output[row], mine) < tolerance(dtype), (entry, j)
+    assert torch.equal(step.kv_cache, clean)
+    (commit,) = plan.commits
+    commit(torch.tensor([1, 2, 5]))
+    for number, entry in zip((1, 2, 5), pairs, strict=True):
+        step.k[entry][-1], step.v[entry][-1] = key[first + number], value[first + number]
+    fresh = Step(dtype, dim, isa, **VARIANTS[variant])
+    for entry in range(5):
+        positions = torch.arange(step.lens[entry])
+        slots = step.table[entry][positions // block].long() * block + positions % block
+        write(fresh, isa, step.k[entry], step.v[entry], slots)
+    assert torch.equal(step.kv_cache, fresh.kv_cache)
+
+
+def write(step: Step, isa: str, key: torch.Tensor, value: torch.Tensor, slots: Any) -> None:
+    """vLLM's own operator."""
+    from vllm import _custom_ops as ops
+
+    ops.cpu_attn_reshape_and_cache(
+        key, value, *step.pages, slots, isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto"
+    )
+
+
 @pytest.mark.parametrize("variant", ["plain", "window", "softcap"])
 @pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS)
 def test_alpha_one_is_vllms_own_kernel(

@@ -198,6 +198,11 @@ def test_side_rows_lie_behind_the_batch(device: str) -> None:
     embeds = torch.arange(79 * 2, device=device).float().view(79, 2)
     positions = torch.arange(3 * 79, device=device).view(3, 79)
     steering.copy_rows(embeds, positions, positions[0], None)
+    padding = torch.arange(80, device=device) >= 77
+    features = [torch.arange(80.0, device=device)[:, None]]
+    steering.before_forward(SimpleNamespace(deepstack_input_embeds=features), padding)
+    assert padding.nonzero().flatten().tolist() == [79]  # experts look at side rows
+    assert features[0][77:].flatten().tolist() == [43, 43, 79]
     assert torch.equal(embeds[77:], embeds[[43, 43]])
     assert torch.equal(positions[:, 77:], positions[:, [43, 43]])
 

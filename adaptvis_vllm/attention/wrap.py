@@ -40,11 +40,9 @@ def refuse(layer_name: str, layer: Any) -> str | None:
     kind = type(layer).__name__
     if kind not in LAYERS:
         return f"layer {layer_name} is a {kind}, which is not supported"
-    if layer.kv_sharing_target_layer_name is not None:
-        return (
-            f"layer {layer_name} reads keys and values of {layer.kv_sharing_target_layer_name}, "
-            "which is not supported"
-        )
+    shared = getattr(layer, "kv_sharing_target_layer_name", None)
+    if shared is not None:
+        return f"layer {layer_name} uses keys and values of {shared}, which is not supported"
     if getattr(layer.impl, "alibi_slopes", None) is not None:
         return f"layer {layer_name} uses ALiBi, which is not supported"
     dtypes = cpu.CACHE_DTYPES if backend == "CPU_ATTN" else paged.CACHE_DTYPES
