@@ -1,7 +1,8 @@
-"""What one step of a worker holds: its probed and steered requests, and their rows."""
+"""What one step of a worker holds: its steered requests, and their rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,23 +22,34 @@ class SteeredRequest:
     words: np.ndarray  # [W] int32, bitmap of the image positions
     layers: frozenset[int] | None
     slot: int  # its line in the alpha table
-    probed: bool = False
+    decided: bool = False  # alpha is in its line of the table
     steered: bool = False
-    prompt_logprobs: Any = None  # held back by the probe for the step that samples
 
     @property
     def adaptive(self) -> bool:
         return self.params.mode == "adaptive"
 
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Of its side rows, in their order."""
+        low, high = self.params.alpha_low, self.params.alpha_high
+        assert low is not None
+        assert high is not None
+        return (low, high)
+
 
 @dataclass
 class StepRows:
-    """The steered rows of one step, on the device, as a kernel takes them.
+    """The steered rows of one step in one layer, on the device, as a kernel takes them.
 
-    rows: [R] int32, token index in the batch. reqs: [R] int32, line of the block table.
-    kv_lens: [R] int32, n + 1. slots: [R] int32, index into alpha. alpha: [S] float32.
-    span_words: [W] int32, bitmaps; span_starts, span_lens: [R] int32, in words.
-    max_kv_len: the largest of kv_lens, on the host.
+    An entry is one row in its place, or one or two side rows of one request, neighbours that
+    share keys and values but those of their own position n.
+
+    rows: [E] int32, the entry's first row in the batch. reqs: [E] int32, line of the block
+    table. kv_lens: [E] int32, n + 1. slots: [E] int32, index of the first row's alpha; the second
+    one's follows. alpha: [S] float32. span_words: [W] int32, bitmaps; span_starts, span_lens: [E]
+    int32, in words. own: [E] int32, side rows of the entry; 0 for a row in its place.
+    max_kv_len: the largest of kv_lens, on the host. sides: all side rows of the step.
     """
 
     rows: torch.Tensor
@@ -48,7 +60,13 @@ class StepRows:
     span_words: torch.Tensor
     span_starts: torch.Tensor
     span_lens: torch.Tensor
+    own: torch.Tensor
     max_kv_len: int
+    sides: slice = field(default_factory=lambda: slice(0, 0))
+
+    @property
+    def num_sides(self) -> int:
+        return self.sides.stop - self.sides.start
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """In the order in which the kernels take them."""
@@ -60,14 +78,38 @@ class StepRows:
 
 @dataclass
 class StepPlan:
-    """One step that holds a probed or steered row."""
+    """One step that holds a steered row, or the end of an adaptive prompt.
 
-    probes: list[SteeredRequest] = field(default_factory=list)
+    A request in `sides` has rows behind the batch's `num_tokens`: copies of its row n, one with
+    each of its alphas. Nobody but us knows of them.
+    """
+
+    sides: list[SteeredRequest] = field(default_factory=list)
     steers: list[SteeredRequest] = field(default_factory=list)
     starts: dict[str, int] = field(default_factory=dict)  # first position of the chunk
+    behind: dict[str, int] = field(default_factory=dict)  # scheduled positions behind n
+    drafts: dict[str, int] = field(default_factory=dict)  # of all requests of the step
     by_layer: list[StepRows | None] = field(default_factory=list)
-    layers_due: int = 0  # layers that must recompute rows in this step
+    layers_due: int = 0  # layers that must compute rows in this step
     layers_done: int = 0
-    probe_lines: torch.Tensor | None = None  # [P] int64, batch index of each probe
-    probe_policy: torch.Tensor | None = None  # [7, P] int32, see `_locate_probes`
+    num_tokens: int = 0  # of the batch, without side rows
+    base_np: np.ndarray | None = None  # [P] int64, row n of each side request
+    base: torch.Tensor | None = None  # the same on the device
+    lines: torch.Tensor | None = None  # [P] int64, their lines in the logits
+    source: torch.Tensor | None = None  # [rows] int64, the row that each side row copies
+    firsts: torch.Tensor | None = None  # [P] int32, first side row of each, from 0
+    policy: torch.Tensor | None = None  # [6, P] int32, see `place.sides`
+    hidden: torch.Tensor | None = None  # [rows, hidden size], of the side rows
+    kept: Any = None  # `kernels.commit.Kept`, of layers with paged caches
+    commits: list[Callable[[torch.Tensor], None]] = field(default_factory=list)
     result: torch.Tensor | None = None  # [2, P] float32 on the host: confidence, alpha
+
+    @property
+    def num_sides(self) -> int:
+        """Side rows."""
+        return sum(len(r.alphas) for r in self.sides)
+
+    @property
+    def tail(self) -> slice:
+        """The side rows in the batch."""
+        return slice(self.num_tokens, self.num_tokens + self.num_sides)

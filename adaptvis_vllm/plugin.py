@@ -82,15 +82,11 @@ HOOKS: tuple[Hook, ...] = (
     ),
     # Engine core
     Hook(
-        _SCHEDULER + "_update_after_schedule",
-        "scheduling:rewind_probes",
-        "a probe leaves one prompt token to compute",
+        "vllm.config.vllm:VllmConfig._set_compile_ranges",
+        "scheduling:make_room",
+        "room for side rows beside a full step",
     ),
-    Hook(
-        _SCHEDULER + "_preempt_request",
-        "scheduling:drop_probed_block",
-        "no cached block keeps a probe's K and V of the last prompt position",
-    ),
+    Hook(_SCHEDULER + "__init__", "scheduling:keep_budget", "full steps are as full as before"),
     Hook(
         _SCHEDULER + "update_from_output",
         "scheduling:exchange_results",
@@ -117,6 +113,16 @@ HOOKS: tuple[Hook, ...] = (
         "attention.wrap:keep_block_table",
         "FlashInfer's metadata lacks the block table",
     ),
+    Hook(
+        "vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model",
+        "runner.check:check_side_rows",
+        "a model that does not compute side rows like others is refused",
+    ),
+    Hook(
+        "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
+        "runner.check:check_side_rows",
+        "the same on a CPU",
+    ),
     # Worker, Model Runner V1
     Hook(_V1 + "initialize_kv_cache", "runner.v1:initialize_kv_cache", "wrap attention layers"),
     Hook(_V1 + "execute_model", "runner.v1:execute_model", "plan the step"),
@@ -125,13 +131,18 @@ HOOKS: tuple[Hook, ...] = (
         "runner.v1:graph_dispatch",
         "a step with a steered row leaves FULL CUDA graphs",
     ),
-    Hook(_V1 + "_prepare_inputs", "runner.v1:prepare_inputs", "rows; discard a probe's token"),
-    Hook(_V1 + "_sample", "runner.v1:sample", "confidence from raw logits"),
-    Hook(_V1 + "sample_tokens", "runner.v1:sample_tokens", "seeds; send the results"),
+    Hook(_V1 + "_prepare_inputs", "runner.v1:prepare_inputs", "rows of the batch"),
     Hook(
-        _V1 + "_get_prompt_logprobs_dict",
-        "runner.v1:get_prompt_logprobs_dict",
-        "prompt logprobs leave with the first token",
+        _V1 + "_determine_batch_execution_and_padding",
+        "runner.v1:determine_padding",
+        "side rows are padding to everybody else",
+    ),
+    Hook(_V1 + "_model_forward", "runner.v1:model_forward", "side rows in, chosen ones out"),
+    Hook(_V1 + "sample_tokens", "runner.v1:sample_tokens", "send the results"),
+    Hook(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        "runner.v1:set_active_loras",
+        "side rows have their request's adapter (both runners)",
     ),
     # Worker, Model Runner V2
     Hook(_V2 + "initialize_kv_cache", "runner.v2:initialize_kv_cache", "wrap attention layers"),
@@ -141,23 +152,13 @@ HOOKS: tuple[Hook, ...] = (
         "runner.v2:graph_dispatch",
         "a step with a steered row leaves FULL CUDA graphs",
     ),
+    Hook(
+        "vllm.v1.worker.gpu.model_runner:dispatch_cg_and_sync_dp",
+        "runner.v2:choose_graph",
+        "side rows are padding to everybody else",
+    ),
     Hook(_V2 + "prepare_attn", "runner.v2:prepare_attn", "rows of the batch"),
     Hook(_V2 + "sample_tokens", "runner.v2:sample_tokens", "send the results"),
-    Hook(
-        "vllm.v1.worker.gpu.sample.sampler:Sampler.__call__",
-        "runner.v2:sampler_call",
-        "confidence from raw logits; a probe's token is rejected",
-    ),
-    Hook(
-        "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler.__call__",
-        "runner.v2:sampler_call",
-        "the same in steps that hold drafts",
-    ),
-    Hook(
-        "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
-        "runner.v2:compute_prompt_logprobs",
-        "prompt logprobs leave with the first token",
-    ),
 )
 
 # Used without being replaced.
@@ -168,14 +169,18 @@ NEEDS: tuple[str, ...] = (
     "vllm.model_executor.layers.attention:Attention",
     "vllm.model_executor.layers.rotary_embedding:_ROPE_DICT",
     "vllm.model_executor.models.utils:extract_layer_index",
+    "vllm.multimodal:MULTIMODAL_REGISTRY",
+    "vllm.multimodal.inputs:MultiModalFeatureSpec",
     "vllm.multimodal.inputs:PlaceholderRange.extract_embeds_range",
     "vllm.multimodal.inputs:PlaceholderRange.get_num_embeds",
+    "vllm.multimodal.registry:TimingContext",
     "vllm.outputs:RequestOutput",
     "vllm.v1.attention.backend:AttentionType",
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl",
     "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl",
     "vllm.v1.attention.backends.flashinfer:FlashInferImpl",
     "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl",
+    "vllm.v1.core.sched.output:SchedulerOutput.make_empty",
     "vllm.v1.executor.ray_executor_v2:RayExecutorV2",
     "vllm.v1.executor.ray_executor_v2:RayWorkerProc",
     "vllm.v1.metrics.prometheus:get_prometheus_registry",

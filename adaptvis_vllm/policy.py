@@ -72,7 +72,12 @@ def choose_alpha(
     with a float: float32 times 10**6 is exact in float64. The comparison is in float32,
     where a rounded 0.4 and a threshold of 0.4 are the same number.
     """
-    return torch.where(rounded(conf, decimals) < threshold.float(), low, high).float()
+    return torch.where(is_low(conf, threshold, decimals), low, high).float()
+
+
+def is_low(conf: torch.Tensor, threshold: torch.Tensor, decimals: torch.Tensor) -> torch.Tensor:
+    """[R] bool, whether `choose_alpha` takes low."""
+    return rounded(conf, decimals) < threshold.float()
 
 
 def rounded(conf: torch.Tensor, decimals: torch.Tensor) -> torch.Tensor:

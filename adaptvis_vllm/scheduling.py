@@ -1,18 +1,18 @@
-"""The engine core's part: rewind after the probe, block hashes, the report.
-
-The scheduler counts one computed token less after a probe, so that the request stays an
-ordinary prefill for one more step: position n alone, which overwrites K and V of n.
-"""
+"""The engine core's part: room in a step, block hashes, the report."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from adaptvis_vllm.compat import steerable_model
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import CARRIER, MODE_OFF, Report, nothing_to_steer
 from adaptvis_vllm.span import has_positions
+
+ROOM = "adaptvis_room"  # on vLLM's SchedulerConfig: rows added to its max_num_batched_tokens
 
 
 @dataclass
@@ -22,10 +22,7 @@ class RequestSteering:
     params: SteeringParams
     last: int  # n, the last prompt position
     image: bool  # whether the prompt has image positions
-    probed: bool = False
-    steered: bool = False
     reported: bool = False
-    lost_probes: int = 0  # probes whose steer step a preemption took away
     confidence: float | None = None
     alpha: float | None = None
 
@@ -81,45 +78,37 @@ def steering_of(request: Any) -> RequestSteering | None:
     return request.adaptvis
 
 
-def rewind_probes(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `Scheduler._update_after_schedule`."""
+def make_room(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `VllmConfig._set_compile_ranges`: room for two side rows a request.
 
-    def _update_after_schedule(self: Any, scheduler_output: Any) -> None:
-        scheduled = scheduler_output.num_scheduled_tokens
-        probes = []
-        for req_id, count in scheduled.items():
-            request = self.requests[req_id]
-            steering = steering_of(request)
-            if steering is None or steering.steered or not steering.active:
-                continue
-            start = request.num_computed_tokens
-            if not start <= steering.last < start + count:
-                continue
-            _drop_placeholders(scheduler_output, req_id)
-            if steering.params.mode == "adaptive" and not steering.probed:
-                steering.probed = True
-                probes.append(request)
-            else:
-                steering.steered = True
-        for request in probes:
-            scheduled[request.request_id] -= 1
-        original(self, scheduler_output)
-        for request in probes:
-            scheduled[request.request_id] += 1
-            request.num_in_flight_tokens += 1
-
-    return _update_after_schedule
-
-
-def _drop_placeholders(scheduler_output: Any, req_id: str) -> None:
-    """Take back the padding of a prompt whose last token arrives alone.
-
-    With speculative decoding vLLM pads such a first step to the length of a decode with
-    drafts; a rewound step has no sampled token to reject them by.
+    The worker's buffers are larger; what was derived from their size before, CUDA graph sizes
+    among it, is as it was, and `keep_budget` lets the scheduler fill a step as before.
     """
-    padding = scheduler_output.scheduled_spec_decode_tokens.pop(req_id, ())
-    scheduler_output.num_scheduled_tokens[req_id] -= len(padding)
-    scheduler_output.total_num_scheduled_tokens -= len(padding)
+
+    def _set_compile_ranges(self: Any) -> None:
+        config, model = self.scheduler_config, self.model_config
+        # A configuration is checked again where it is copied.
+        if model is not None and steerable_model(model) and not hasattr(config, ROOM):
+            setattr(config, ROOM, 2 * config.max_num_seqs)
+            if config.max_num_scheduled_tokens is None:
+                config.max_num_scheduled_tokens = config.max_num_batched_tokens
+            config.max_num_batched_tokens += getattr(config, ROOM)
+        original(self)
+
+    return _set_compile_ranges
+
+
+def keep_budget(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Scheduler.__init__`: it knows nothing of the room for side rows."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        room = getattr(self.scheduler_config, ROOM, 0)
+        if room:
+            self.scheduler_config = copy.copy(self.scheduler_config)
+            self.scheduler_config.max_num_batched_tokens -= room
+
+    return __init__
 
 
 def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,30 +126,11 @@ def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
         steering = steering_of(request)
         if steering is not None and steering.active and end_token_idx > steering.last:
-            own = f"{request.request_id}/{steering.lost_probes}"
+            own = request.request_id
             keys = (*(keys or ()), ("adaptvis", steering.params.key(), own))
         return keys, next_mm_idx
 
     return generate_block_hash_extra_keys
-
-
-def drop_probed_block(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `Scheduler._preempt_request`.
-
-    Preempted between probe and steer, a request leaves a cached block with unsteered K and
-    V of position n behind: its hash is given up, for this request too.
-    """
-
-    def _preempt_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, request, *args, **kwargs)
-        steering = steering_of(request)
-        if steering is not None and steering.probed and not steering.steered:
-            steering.lost_probes += 1
-            if request.block_hashes:
-                del request.block_hashes[steering.last // self.hash_block_size :]
-                request.update_block_hashes()
-
-    return _preempt_request
 
 
 def exchange_results(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,10 +1,13 @@
-"""Which rows of a step are probed or steered, for either model runner.
+"""Which rows of a step are steered, for either model runner.
 
 One `Steering` lives in each worker. The runner adapters tell it what is scheduled, where
-the rows lie in the batch, and show it the logits; the attention wrappers ask it for rows.
+the rows lie in the batch, and show it hidden states and logits; the attention wrappers ask
+it for rows.
 
-    PROBE   the chunk that ends the prompt, unsteered: C -> alpha, on the device
-    STEER   the last prompt position n again, alone or inside a resumed chunk, with alpha
+    SIDES   the chunk that ends the prompt, with two more rows behind the batch: row n with
+            alpha_low and with alpha_high. Row n itself is unsteered: C -> one of the two,
+            whose logits, keys and values then take row n's place
+    STEER   row n in place, with an alpha that is known: ScalingVis, or resumed
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaptvis_vllm import policy
+from adaptvis_vllm import place, policy
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.plan import SteeredRequest, StepPlan, StepRows
 from adaptvis_vllm.span import image_positions, pack_bits
+
+# Buffers of models, beside their inputs, that hold a row for each token: Qwen3-VL and Cohere
+# Compass, Granite-4 vision, Gemma-3n and Gemma-4. `runner.check` finds models with others.
+MODEL_ROWS = ("deepstack_input_embeds", "_ds_buffers", "per_layer_embeddings")
 
 
 class Steering:
@@ -45,6 +52,10 @@ class Steering:
         self._slots_used = 0
         self.plan: StepPlan | None = None  # read by the attention wrappers
         self.sampling: StepPlan | None = None  # the same plan, between forward and sampling
+        self.choosing: StepPlan | None = None  # the same, between forward and logits
+        self.caches: Any = None  # `kernels.commit.Caches`, of layers with paged caches
+        self.cache_lines: dict[int, int] = {}  # layer index -> line in it
+        self.switch_loras: Callable[[StepPlan | None], None] | None = None
 
     # -- what is scheduled ------------------------------------------------------------
 
@@ -80,20 +91,23 @@ class Steering:
             if end <= request.last:
                 continue
             plan.starts[req_id] = start
-            if request.adaptive and not request.probed:
-                if end != request.last + 1:
-                    raise RuntimeError(
-                        f"adaptvis: probe of request {req_id} does not end its prompt "
-                        f"(chunk {start}-{end - 1}, last prompt position {request.last})"
-                    )
-                request.probed = True
-                plan.probes.append(request)
+            plan.behind[req_id] = end - 1 - request.last
+            del self.pending[req_id]
+            request.steered = True
+            if request.adaptive and not request.decided:
+                request.decided = True
+                plan.sides.append(request)
             else:
-                del self.pending[req_id]
-                request.steered = True
                 plan.steers.append(request)
-        if plan.probes or plan.steers:
+        if plan.sides or plan.steers:
+            drafts = scheduler_output.scheduled_spec_decode_tokens
+            plan.drafts = {req_id: len(tokens) for req_id, tokens in drafts.items()}
             self.plan = plan
+
+    @property
+    def extra_rows(self) -> int:
+        """Side rows of this step."""
+        return 0 if self.plan is None else self.plan.num_sides
 
     def _add(self, new: Any) -> None:
         request = self.requests.get(new.req_id)  # known: resumed after a preemption
@@ -140,93 +154,27 @@ class Steering:
         """
         plan = self.plan
         assert plan is not None
-        if plan.steers:
-            self._locate_steers(plan, index, query_start)
-        if plan.probes:
-            self._locate_probes(plan, index)
-
-    def _locate_steers(
-        self, plan: StepPlan, index: Mapping[str, int], query_start: np.ndarray
-    ) -> None:
+        plan.num_tokens = int(query_start[-1])
         given = [r for r in plan.steers if not r.adaptive]
         if given:
             lines = np.array([r.slot for r in given], np.int32)
             alphas = np.array([r.params.alpha for r in given], np.float32)
             packed = self._upload(np.stack([lines, alphas.view(np.int32)]))
             self.alpha.index_copy_(0, packed[0].long(), packed[1].view(torch.float32))
-        everywhere = self._rows(plan, plan.steers, index, query_start)
-        if all(r.layers is None for r in plan.steers):
-            plan.by_layer = [
-                everywhere if i in self.layers else None for i in range(self.num_layers)
-            ]
-        else:
-            subsets: dict[tuple[str, ...], StepRows | None] = {
-                (): None,
-                tuple(r.req_id for r in plan.steers): everywhere,
-            }
-            for i in range(self.num_layers):
-                chosen = [r for r in plan.steers if r.layers is None or i in r.layers]
-                key = tuple(r.req_id for r in chosen) if i in self.layers else ()
-                if key not in subsets:
-                    subsets[key] = self._rows(plan, chosen, index, query_start)
-                plan.by_layer.append(subsets[key])
+        if plan.sides:
+            place.sides(plan, index, query_start, self._upload)
+        subsets: dict[tuple[bool, ...], StepRows | None] = {}
+        requests = (*plan.steers, *plan.sides)
+        for i in range(self.num_layers):
+            if i not in self.layers:
+                plan.by_layer.append(None)
+                continue
+            on = {r.req_id: r.layers is None or i in r.layers for r in requests}
+            key = tuple(on.values())
+            if key not in subsets:
+                subsets[key] = place.rows(plan, on, index, query_start, self.alpha, self._upload)
+            plan.by_layer.append(subsets[key])
         plan.layers_due = sum(rows is not None for rows in plan.by_layer)
-
-    def _rows(
-        self,
-        plan: StepPlan,
-        requests: Sequence[SteeredRequest],
-        index: Mapping[str, int],
-        query_start: np.ndarray,
-    ) -> StepRows:
-        lines = [index[r.req_id] for r in requests]
-        lens = [len(r.words) for r in requests]
-        table = np.array(
-            [
-                [
-                    query_start[i] + r.last - plan.starts[r.req_id]
-                    for i, r in zip(lines, requests, strict=True)
-                ],
-                lines,
-                [r.last + 1 for r in requests],
-                [r.slot for r in requests],
-                np.cumsum([0, *lens[:-1]]),
-                lens,
-            ],
-            np.int32,
-        )
-        packed = self._upload(np.concatenate([table.ravel(), *(r.words for r in requests)]))
-        rows, reqs, kv_lens, slots, starts, words_of = packed[: table.size].view(6, -1)
-        return StepRows(
-            rows=rows,
-            reqs=reqs,
-            kv_lens=kv_lens,
-            slots=slots,
-            alpha=self.alpha,
-            span_words=packed[table.size :],
-            span_starts=starts,
-            span_lens=words_of,
-            max_kv_len=max(r.last for r in requests) + 1,
-        )
-
-    def _locate_probes(self, plan: StepPlan, index: Mapping[str, int]) -> None:
-        """Lines: batch index, slot, kind, decimals as int32; low, high, threshold as floats."""
-        ps = [r.params for r in plan.probes]
-        ints = np.array(
-            [
-                [index[r.req_id] for r in plan.probes],
-                [r.slot for r in plan.probes],
-                [policy.KIND_IDS[p.confidence] for p in ps],
-                [-1 if p.confidence_decimals is None else p.confidence_decimals for p in ps],
-            ],
-            np.int32,
-        )
-        floats = np.array(
-            [[p.alpha_low, p.alpha_high, p.threshold] for p in ps], np.float32
-        ).T.copy()
-        packed = self._upload(np.concatenate([ints, floats.view(np.int32)]))
-        plan.probe_policy = packed
-        plan.probe_lines = packed[0].long()
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         """To the device, without waiting for it."""
@@ -235,10 +183,49 @@ class Steering:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    # -- forward, sampling, report ----------------------------------------------------
+    # -- forward ----------------------------------------------------------------------
+
+    def copy_rows(self, *inputs: torch.Tensor | None) -> None:
+        """Side rows begin as copies of row n.
+
+        inputs: of the model, with tokens in the first dimension, or in the last one of a matrix
+        of positions, which are integers.
+        """
+        plan = self.plan
+        if plan is None or not plan.sides:
+            return
+        assert plan.source is not None
+        for rows in inputs:
+            if rows is None:
+                continue
+            if rows.dim() > 1 and not rows.is_floating_point():
+                rows[..., plan.tail] = rows.index_select(-1, plan.source)
+            else:
+                rows[plan.tail] = rows.index_select(0, plan.source)
+
+    def before_forward(self, model: Any, padding: torch.Tensor | None) -> None:
+        """padding: [num_tokens] bool, rows that no expert of a mixture looks at."""
+        plan = self.plan
+        if plan is None or not plan.sides:
+            return
+        if padding is not None:
+            padding[plan.tail] = False
+        for name in MODEL_ROWS:
+            rows = getattr(model, name, None)
+            self.copy_rows(*(rows if isinstance(rows, list | tuple) else [rows]))
+        if self.switch_loras is not None:
+            self.switch_loras(plan)
+
+    def after_forward(self, hidden: torch.Tensor) -> None:
+        """hidden: [num_tokens or more, hidden size], side rows included."""
+        plan = self.plan
+        if plan is not None and plan.sides:
+            assert hidden.shape[0] >= plan.tail.stop, "the model returned no side rows"
+            plan.hidden = hidden[plan.tail]
+            self.choosing = plan
 
     def end_forward(self) -> None:
-        """After the forward pass: every layer that owed rows must have recomputed them."""
+        """After the forward pass: every layer that owed rows must have computed them."""
         plan, self.plan = self.plan, None
         self.sampling = plan
         if plan is not None and plan.layers_done != plan.layers_due:
@@ -247,29 +234,52 @@ class Steering:
                 "forward pass ran without its attention layers (a CUDA graph, or a skipped hook)"
             )
 
-    def observe(self, logits: torch.Tensor | None, last: torch.Tensor | None = None) -> None:
-        """Confidence and alpha of the probed rows, from the raw logits; no host sync.
+    # -- logits, report ---------------------------------------------------------------
 
-        logits: [num_rows, V], before penalties, masks and temperature; None on ranks that
-        hold none. last: [num_reqs] int, row of each request's last token; None where a
-        request has one row.
+    def logits(self, hidden: torch.Tensor, head: Callable[..., Any]) -> torch.Tensor | None:
+        """Logits of the rows to be sampled, the chosen side rows' in row n's place.
+
+        hidden: [L, hidden size], rows to be sampled. head: hidden states -> logits, called once
+        for them and the side rows together; None on ranks that hold none. No host sync.
         """
-        plan = self.sampling
-        if plan is None or not plan.probes:
-            return
-        assert plan.probe_lines is not None
-        assert plan.probe_policy is not None
-        _, slots, kinds, decimals = plan.probe_policy[:4]
-        low, high, threshold = plan.probe_policy[4:].view(torch.float32)
+        plan, self.choosing = self.choosing, None
+        if plan is None:
+            return head(hidden)
+        assert plan.hidden is not None
+        assert plan.lines is not None
+        assert plan.firsts is not None
+        count = hidden.shape[0]
+        logits = head(torch.cat([hidden, plan.hidden]))
+        if self.switch_loras is not None:
+            self.switch_loras(None)
+        raw = None if logits is None else logits.index_select(0, plan.lines)
+        chosen = plan.firsts.long() + self._choose(plan, raw)
+        if logits is not None:
+            logits, sides = logits[:count], logits[count:]
+            logits.index_copy_(0, plan.lines, sides.index_select(0, chosen))
+        self.commit(plan, chosen)
+        return logits
+
+    def commit(self, plan: StepPlan, chosen: torch.Tensor) -> None:
+        """Keys and values of the chosen side rows ([P] int64, from 0) into the caches."""
+        for write in plan.commits:
+            write(chosen)
+        plan.commits.clear()
+        plan.hidden = plan.kept = None
+
+    def _choose(self, plan: StepPlan, logits: torch.Tensor | None) -> torch.Tensor:
+        """[P] bool, whether alpha is alpha_high. logits: [P, V], row n's, raw."""
+        assert plan.policy is not None
+        slots, kinds, decimals = plan.policy[:3]
+        low, high, threshold = plan.policy[3:].view(torch.float32)
         if logits is None:
-            conf = torch.zeros(len(plan.probes), dtype=torch.float32, device=self.device)
+            conf = torch.zeros(len(plan.sides), dtype=torch.float32, device=self.device)
         else:
-            used = {r.params.confidence for r in plan.probes}
-            lines = plan.probe_lines if last is None else last[plan.probe_lines]
-            conf = policy.confidences(logits.index_select(0, lines), kinds, used)
+            conf = policy.confidences(logits, kinds, {r.params.confidence for r in plan.sides})
         if self.broadcast is not None:
             self.broadcast(conf)
-        alpha = policy.choose_alpha(conf, low, high, threshold, decimals)
+        chosen = ~policy.is_low(conf, threshold, decimals)
+        alpha = torch.where(chosen, high, low)
         self.alpha.index_copy_(0, slots.long(), alpha)
         both = torch.stack([conf, alpha])
         if self.device.type == "cpu":
@@ -277,6 +287,7 @@ class Steering:
         else:
             plan.result = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
             plan.result.copy_(both, non_blocking=True)
+        return chosen
 
     def end_sampling(self, output: Any) -> Any:
         """Hang confidences and alphas on the runner's output; returns it.
@@ -285,9 +296,12 @@ class Steering:
         waited for the sampled tokens, which were copied after them.
         """
         plan, self.sampling = self.sampling, None
+        if self.choosing is not None:
+            self.choosing = None
+            raise RuntimeError("adaptvis: a step was sampled without a choice of its side rows")
         if plan is None or plan.result is None:
             return output
-        req_ids, result = [r.req_id for r in plan.probes], plan.result
+        req_ids, result = [r.req_id for r in plan.sides], plan.result
 
         def attach(done: Any) -> Any:
             values = zip(*result.tolist(), strict=True)
@@ -299,22 +313,3 @@ class Steering:
             return attach(output)
         output.get_output = lambda: attach(get_output())
         return output
-
-    # -- prompt logprobs --------------------------------------------------------------
-
-    def hold_prompt_logprobs(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Move finished prompt logprobs from the probe to the step that samples.
-
-        vLLM emits them with the first token only, and the probe emits no token.
-        """
-        plan = self.sampling
-        if plan is None:
-            return results
-        for request in plan.probes:
-            if request.req_id in results:
-                request.prompt_logprobs = results.pop(request.req_id)
-        for request in plan.steers:
-            held, request.prompt_logprobs = request.prompt_logprobs, None
-            if held is not None and plan.starts[request.req_id] == request.last:
-                results[request.req_id] = held
-        return results

@@ -183,3 +183,99 @@ def make_timing_cases(model: Model, context: int, rows: int, *, min_bytes: int) 
         "window": model.window,
     }
     return [Case({**shared, "block_table": t}, rows, [context] * rows) for t in tables]
+
+
+def add_sides(case: Case, own: list[int], *, seed: int = 1) -> Case:
+    """The case with side rows behind its tokens. own: of each entry, 0 leaves its row in place.
+
+    The cache's own key and value of a side row's last position become NaN: nobody may read them.
+    `expected_sides` has what comes out.
+    """
+    from .commit import Caches
+    from .launch import Sides
+
+    g = torch.Generator().manual_seed(seed)
+    args, total = dict(case.args), sum(own)
+    query = args["query"]
+    key_cache = _same_layout(args["key_cache"])
+    value_cache = _same_layout(args["value_cache"])
+    block_size, num_kv_heads, dim = key_cache.shape[1:]
+    device, dtype = query.device, query.dtype
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g).to(dtype).to(device)
+
+    args["query"] = torch.cat([query, random(total, *query.shape[1:])])
+    alphas = torch.rand(total, generator=g) * 1.5 + 0.25
+    first, slot = case.num_tokens, len(args["alpha"])
+    args["alpha"] = torch.cat([args["alpha"], alphas.to(device)])
+    rows, slots = args["rows"].clone(), args["slots"].clone()
+    line = 0
+    for i, count in enumerate(own):
+        if not count:
+            continue
+        rows[i], slots[i] = first + line, slot + line
+        line += count
+        if case.kv_lens[i]:
+            block, place = _place(args, i, case.kv_lens[i], block_size)
+            for cache in (key_cache, value_cache):
+                cache[block, place] = torch.full((), float("nan")).to(cache.dtype)
+    kept, where = Caches([(key_cache, value_cache)]).keep(total).layer(0)
+    sides = Sides(
+        own=torch.tensor(own, dtype=torch.int32, device=device),
+        first=first,
+        key=random(first + total, num_kv_heads, dim),
+        value=random(first + total, num_kv_heads, dim),
+        kept=kept,
+        where=where,
+        k_scale=args.get("k_scale"),
+    )
+    args |= {"key_cache": key_cache, "value_cache": value_cache}
+    args |= {"rows": rows, "slots": slots, "sides": sides}
+    return Case(args, first + total, case.kv_lens)
+
+
+def expected_sides(case: Case, attention: Any) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+    """(output in float64, (side row, cache block, place in it) of each), an entry at a time by an
+    attention that knows of no side rows: theirs are put into the cache first."""
+    args = {k: v for k, v in case.args.items() if k != "sides"}
+    sides, out = case.args["sides"], case.empty_out(torch.float64)
+    places = []
+    lists = ("rows", "reqs", "kv_lens", "slots", "span_starts", "span_lens")
+    for i, count in enumerate(sides.own.tolist()):
+        for j in range(max(1, count)):
+            one = {name: args[name][i : i + 1].clone() for name in lists}
+            one["rows"] += j
+            one["slots"] += j
+            caches = {name: _same_layout(args[name]) for name in ("key_cache", "value_cache")}
+            if count and case.kv_lens[i]:
+                row = int(one["rows"])
+                block, place = _place(args, i, case.kv_lens[i], caches["key_cache"].shape[1])
+                for cache, rows, scale in (
+                    (caches["key_cache"], sides.key, sides.k_scale),
+                    (caches["value_cache"], sides.value, args.get("v_scale")),
+                ):
+                    cache[block, place] = as_cached(rows[row], cache.dtype, scale)
+                places.append((row - sides.first, block, place))
+            attention(out, **(args | one | caches))
+    return out, places
+
+
+def as_cached(x: torch.Tensor, dtype: torch.dtype, scale: Any) -> torch.Tensor:
+    """What vLLM writes into a cache of this dtype."""
+    if dtype.itemsize > 1:
+        return x.to(dtype)
+    top = torch.finfo(dtype).max
+    scaled = x.float() / (1.0 if scale is None else scale)
+    return scaled.clamp(-top, top).to(dtype)
+
+
+def _place(args: dict[str, Any], i: int, kv_len: int, block_size: int) -> tuple[int, int]:
+    number, place = divmod(kv_len - 1, block_size)
+    return int(args["block_table"][int(args["reqs"][i]), number]), place
+
+
+def _same_layout(cache: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides."""
+    base = cache._base if cache._base is not None else cache
+    return base.clone().as_strided(cache.shape, cache.stride(), cache.storage_offset())

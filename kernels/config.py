@@ -6,6 +6,7 @@ The launcher and the ahead-of-time compiler both take it from here.
 from dataclasses import dataclass
 
 RULES = ("multiply", "add_log", "pai")
+PAIR = 2  # side rows of an entry at most
 MAX_SPLITS = 128
 
 
@@ -58,12 +59,14 @@ def steer_constants(
     k_scale: str,  # "none", "value" or "tensor"
     v_scale: str,
     e4m3_bits: bool,
+    rows: int = 1,  # of an entry at most
+    float8: str = "",
 ) -> dict[str, int | bool | str]:
     """In the order of the kernel's parameters."""
     group = num_heads // num_kv_heads
     return {
         "GROUP": group,
-        "GROUP_PAD": max(16, next_power_of_2(group)),  # the least that tl.dot takes
+        "LANES": max(16, next_power_of_2(rows * group)),  # 16 is the least that tl.dot takes
         "DIM": head_dim,
         "DIM_PAD": next_power_of_2(head_dim),
         "BLOCK_SIZE": block_size,
@@ -76,14 +79,19 @@ def steer_constants(
         "K_SCALE": k_scale,
         "V_SCALE": v_scale,
         "E4M3_BITS": e4m3_bits,
+        "ROWS": rows,
+        "FLOAT8": float8,
     }
 
 
-def reduce_constants(tile: Tile, *, head_dim: int, window: int) -> dict[str, int | bool]:
+def reduce_constants(
+    tile: Tile, *, head_dim: int, window: int, rows: int = 1
+) -> dict[str, int | bool]:
     return {
         "DIM": head_dim,
         "DIM_PAD": next_power_of_2(head_dim),
         "BLOCK_N": tile.block_n,
         "CHUNK": 32,
         "USE_WINDOW": window > 0,
+        "ROWS": rows,
     }

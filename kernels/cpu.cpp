@@ -6,6 +6,10 @@
 //
 // Either way a product is a sum of weighted lines of the page: the logits of a block are the
 // lines of K weighted by q, and the answer is the lines of V weighted by the softmax.
+//
+// An entry is a row in its place, or up to two side rows, which follow each other in the batch
+// and in alpha. A page is read once for both; a side row has its own key and value at its last
+// position.
 
 #include <algorithm>
 #include <cmath>
@@ -20,9 +24,11 @@ extern "C" struct Rows {  // in the order of `kernels/cpu.py`
     const int32_t *block_table, *rows, *reqs, *kv_lens, *slots;
     const float *alpha;
     const int32_t *span_words, *span_starts, *span_lens;
-    const float *sinks;  // [heads], or null
+    const int32_t *own;       // side rows of the entry, or 0 for a row in its place
+    const void *key, *value;  // [side rows, kv_heads, dim] of the cache's type, or null
+    const float *sinks;       // [heads], or null
     int64_t query_stride, output_stride, table_stride;
-    int32_t num_rows, heads, kv_heads, dim, block, window, packed, threads;
+    int32_t first_side, num_rows, heads, kv_heads, dim, block, window, packed, threads;
     int32_t value_type, cache_type;  // `Type`, of query and output and of the cache
     float scale, soft_cap;
 };
@@ -138,26 +144,34 @@ void add_page(float *sums, const T *page, bool packed, int high, int wide, int c
         add_lines<16>(sums, page, wide, weights, first, last);
 }
 
-// One row, for kv heads [group_first, group_last): their pages of a block are neighbours.
+constexpr int MOST = 2;  // rows of an entry
+
+// One entry, for kv heads [group_first, group_last): their pages of a block are neighbours.
 template <class T>
-void steer(const Rows &c, int row, int group_first, int group_last) {
+void steer(const Rows &c, int entry, int group_first, int group_last) {
     const int members = c.heads / c.kv_heads, dim = c.dim, block = c.block;
     const int head_first = group_first * members, heads = (group_last - group_first) * members;
-    const int end = c.kv_lens[row];
-    const int begin = c.window > 0 ? std::max(0, end - c.window) : 0;
-    const float alpha = c.alpha[c.slots[row]];
-    const int32_t *words = c.span_words + c.span_starts[row], num_words = c.span_lens[row];
-    const int32_t *table = c.block_table + c.reqs[row] * c.table_stride;
-    const int64_t query = c.rows[row] * c.query_stride + head_first * dim;
-    const int64_t output = c.rows[row] * c.output_stride + head_first * dim;
+    const int own = c.own[entry], rows = std::max(own, 1), length = c.kv_lens[entry];
+    const int end = own ? length - 1 : length;  // in the cache
+    const int begin = c.window > 0 ? std::max(0, length - c.window) : 0;
+    const float *alpha = c.alpha + c.slots[entry];
+    const int32_t *words = c.span_words + c.span_starts[entry], num_words = c.span_lens[entry];
+    const int32_t *table = c.block_table + c.reqs[entry] * c.table_stride;
+    const int64_t row = c.rows[entry];
 
-    std::vector<float> state(heads * (2 * dim + 2), 0.0f);
-    float *q = state.data(), *sums = q + heads * dim, *most = sums + heads * dim;
-    float *total = most + heads;
-    for (int i = 0; i < heads * dim; i++) q[i] = load(c.query, c.value_type, query + i);
-    for (int h = 0; h < heads; h++) {
-        most[h] = c.sinks ? c.sinks[head_first + h] : -INFINITY;
-        total[h] = c.sinks ? 1.0f : 0.0f;
+    // The lanes of a row are its heads: lane = row * heads + head.
+    const int lanes = rows * heads;
+    std::vector<float> state(lanes * (2 * dim + 2), 0.0f);
+    float *q = state.data(), *sums = q + lanes * dim, *most = sums + lanes * dim;
+    float *total = most + lanes;
+    for (int r = 0; r < rows; r++) {
+        const int64_t query = (row + r) * c.query_stride + head_first * dim;
+        for (int i = 0; i < heads * dim; i++)
+            q[r * heads * dim + i] = load(c.query, c.value_type, query + i);
+    }
+    for (int lane = 0; lane < lanes; lane++) {
+        most[lane] = c.sinks ? c.sinks[head_first + lane % heads] : -INFINITY;
+        total[lane] = c.sinks ? 1.0f : 0.0f;
     }
 
     for (int start = begin / block * block; start < end; start += block) {
@@ -167,41 +181,63 @@ void steer(const Rows &c, int row, int group_first, int group_last) {
             const int last = std::min(width, end - start - tile);
             if (first >= last) continue;
 
-            float factor[TILE];
+            float factor[MOST][TILE];
             for (int j = 0; j < width; j += 16) {
                 const int position = start + tile + j, word = position / 32;
                 const uint32_t bits = word < num_words ? uint32_t(words[word]) >> position % 32 : 0;
-                for (int i = 0; i < 16; i++)
-                    factor[j + i] = bits >> i & 1 ? alpha * c.scale : c.scale;
+                for (int r = 0; r < rows; r++)
+                    for (int i = 0; i < 16; i++)
+                        factor[r][j + i] = bits >> i & 1 ? alpha[r] * c.scale : c.scale;
             }
             for (int h = 0; h < heads; h++) {
                 const int64_t group = int64_t(table[start / block]) * c.kv_heads + group_first;
                 const T *k = static_cast<const T *>(c.cache) + (group + h / members) * 2 * block * dim;
                 const T *v = k + block * dim;
-                float p[TILE] = {};
-                add_page(p, k, c.packed, dim, block, tile, width, q + h * dim, 0, 0, dim);
-                for (int j = 0; j < width; j++) p[j] *= factor[j];
-                if (c.soft_cap > 0)
-                    for (int j = first; j < last; j++)
-                        p[j] = c.soft_cap * std::tanh(p[j] / c.soft_cap);
-                float top = most[h], sum = 0;
+                for (int r = 0; r < rows; r++) {
+                    const int lane = r * heads + h;
+                    float p[TILE] = {};
+                    add_page(p, k, c.packed, dim, block, tile, width, q + lane * dim, 0, 0, dim);
+                    for (int j = 0; j < width; j++) p[j] *= factor[r][j];
+                    if (c.soft_cap > 0)
+                        for (int j = first; j < last; j++)
+                            p[j] = c.soft_cap * std::tanh(p[j] / c.soft_cap);
+                    float top = most[lane], sum = 0;
 #pragma omp simd reduction(max : top)
-                for (int j = first; j < last; j++) top = p[j] > top ? p[j] : top;
-                for (int j = 0; j < width; j++) p[j] = exp_(p[j] - top);
+                    for (int j = first; j < last; j++) top = p[j] > top ? p[j] : top;
+                    for (int j = 0; j < width; j++) p[j] = exp_(p[j] - top);
 #pragma omp simd reduction(+ : sum)
-                for (int j = first; j < last; j++) sum += p[j];
-                const float shrink = exp_(most[h] - top);
-                most[h] = top;
-                total[h] = total[h] * shrink + sum;
-                float *out = sums + h * dim;
-                for (int d = 0; d < dim; d++) out[d] *= shrink;
-                add_page(out, v, c.packed, block, dim, 0, dim, p, tile, first, last);
+                    for (int j = first; j < last; j++) sum += p[j];
+                    const float shrink = exp_(most[lane] - top);
+                    most[lane] = top;
+                    total[lane] = total[lane] * shrink + sum;
+                    float *out = sums + lane * dim;
+                    for (int d = 0; d < dim; d++) out[d] *= shrink;
+                    add_page(out, v, c.packed, block, dim, 0, dim, p, tile, first, last);
+                }
             }
         }
     }
-    for (int h = 0; h < heads; h++)
+    for (int lane = 0; own && lane < lanes; lane++) {
+        const int r = lane / heads, group = group_first + lane % heads / members, word = end / 32;
+        const bool image = word < num_words && uint32_t(words[word]) >> end % 32 & 1;
+        const int64_t line = ((row + r - c.first_side) * c.kv_heads + group) * dim;
+        const T *k = static_cast<const T *>(c.key) + line, *v = static_cast<const T *>(c.value) + line;
+        float p = 0;
+        for (int d = 0; d < dim; d++) p += q[lane * dim + d] * float(k[d]);
+        p *= image ? alpha[r] * c.scale : c.scale;
+        if (c.soft_cap > 0) p = c.soft_cap * std::tanh(p / c.soft_cap);
+        const float top = p > most[lane] ? p : most[lane];
+        const float shrink = exp_(most[lane] - top), weight = exp_(p - top);
+        most[lane] = top;
+        total[lane] = total[lane] * shrink + weight;
+        float *out = sums + lane * dim;
+        for (int d = 0; d < dim; d++) out[d] = out[d] * shrink + weight * float(v[d]);
+    }
+    for (int lane = 0; lane < lanes; lane++) {
+        const int64_t output = (row + lane / heads) * c.output_stride + (head_first + lane % heads) * dim;
         for (int d = 0; d < dim; d++)
-            store(c.output, c.value_type, output + h * dim + d, sums[h * dim + d] / total[h]);
+            store(c.output, c.value_type, output + d, sums[lane * dim + d] / total[lane]);
+    }
 }
 
 }  // namespace

@@ -19,11 +19,11 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTERS = (
     *("query", "output", "cache", "block_table", "rows", "reqs", "kv_lens", "slots", "alpha"),
-    *("span_words", "span_starts", "span_lens", "sinks"),
+    *("span_words", "span_starts", "span_lens", "own", "key", "value", "sinks"),
 )
 _STRIDES = ("query_stride", "output_stride", "table_stride")
 _INTS = (
-    *("num_rows", "heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
+    *("first_side", "num_rows", "heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
     *("value_type", "cache_type"),
 )
 
@@ -45,7 +45,7 @@ def steer_rows(
     query: torch.Tensor,  # [num_tokens, num_heads, head_dim]
     kv_cache: torch.Tensor,  # [num_blocks, num_kv_heads, block_size, 2 * head_dim]
     block_table: torch.Tensor,  # [num_reqs, max_blocks] int32
-    rows: torch.Tensor,  # [R] int32, and so on as in `steered_attention`
+    rows: torch.Tensor,  # [E] int32, and so on as in `steered_attention`
     reqs: torch.Tensor,
     kv_lens: torch.Tensor,
     slots: torch.Tensor,
@@ -53,7 +53,11 @@ def steer_rows(
     span_words: torch.Tensor,
     span_starts: torch.Tensor,
     span_lens: torch.Tensor,
+    own: torch.Tensor,  # [E] int32: the entry's side rows, at most 2; 0 for a row in its place
     *,
+    key: torch.Tensor | None = None,  # [side rows, num_kv_heads, head_dim] of the cache's dtype
+    value: torch.Tensor | None = None,  # likewise
+    first_side: int = 0,  # the first side row's token index
     scale: float,
     packed: bool,  # the cache's pages are those of vLLM's `amx` layout
     window: int = 0,
@@ -72,6 +76,7 @@ def steer_rows(
         "span_words": span_words,
         "span_starts": span_starts,
         "span_lens": span_lens,
+        "own": own,
     }
     heads, dim = query.shape[1:]
     _, kv_heads, block, _ = kv_cache.shape
@@ -82,6 +87,11 @@ def steer_rows(
     assert all(t.dtype == torch.int32 for name, t in tensors.items() if name != "alpha")
     if sinks is not None:
         tensors["sinks"] = sinks
+    if key is not None and value is not None:
+        assert key.dtype == value.dtype == kv_cache.dtype
+        assert key.is_contiguous()
+        assert value.is_contiguous()
+        tensors |= {"key": key, "value": value}
     _library()(
         Rows(
             **{name: tensor.data_ptr() for name, tensor in (tokens | tensors).items()},
@@ -89,6 +99,7 @@ def steer_rows(
             query_stride=query.stride(0),
             output_stride=output.stride(0),
             table_stride=block_table.stride(0),
+            first_side=first_side,
             num_rows=len(rows),
             heads=heads,
             kv_heads=kv_heads,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .config import (
+    PAIR,
     RULES,
     Tile,
     choose_splits,
@@ -21,6 +22,40 @@ from .config import (
 )
 from .reduce import reduce_kernel
 from .steer import steer_kernel
+
+# Float8 caches by the kernel's name for what is written into them.
+FLOAT8 = {
+    torch.float8_e4m3fn: "e4m3",
+    torch.float8_e4m3fnuz: "e4m3fnuz",
+    torch.float8_e5m2: "e5m2",
+    torch.float8_e5m2fnuz: "e5m2fnuz",
+}
+
+
+@dataclass
+class Sides:
+    """Side rows of a call, which bring key and value of their last position themselves.
+
+    own: [E] int32, side rows of the entry, at most 2; 0 for a row in its place.
+    first: token index of the first side row. key, value: [num_tokens, num_kv_heads, head_dim].
+    kept: [side rows * 2 * num_kv_heads * head_dim], where they are kept in the cache's dtype,
+    float8 as uint8. where: [side rows] int64, takes the cache slot of their last position.
+    k_scale: the cache's scale of keys, for float8.
+    """
+
+    own: torch.Tensor
+    first: int
+    key: torch.Tensor
+    value: torch.Tensor
+    kept: torch.Tensor
+    where: torch.Tensor
+    k_scale: float | torch.Tensor | None = None
+
+    def signature(self) -> tuple[Any, ...]:
+        """What a launch depends on."""
+        tensors = (self.own, self.key, self.value, self.kept, self.where)
+        pointers = (self.key.data_ptr() % 16, self.value.data_ptr() % 16)
+        return (*[(t.dtype, t.stride()) for t in tensors], pointers)
 
 
 @dataclass
@@ -32,6 +67,7 @@ class Plan:
     reduce: dict[str, Any]
     num_sms: int
     e4m3_bits: bool
+    rows: int  # of an entry at most
     compiled: dict[str, Any] = field(default_factory=dict)
 
     def launch(
@@ -56,14 +92,14 @@ def steered_attention(
     key_cache: torch.Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim]
     value_cache: torch.Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim]
     block_table: torch.Tensor,  # [num_reqs, max_blocks] int32
-    rows: torch.Tensor,  # [R] int32: token index of the steered row
-    reqs: torch.Tensor,  # [R] int32: its line in block_table
-    kv_lens: torch.Tensor,  # [R] int32: keys it sees; 0 leaves the row of `out` alone
-    slots: torch.Tensor,  # [R] int32: its index in alpha
+    rows: torch.Tensor,  # [E] int32: token index of an entry's first steered row
+    reqs: torch.Tensor,  # [E] int32: its line in block_table
+    kv_lens: torch.Tensor,  # [E] int32: keys it sees; 0 leaves the row of `out` alone
+    slots: torch.Tensor,  # [E] int32: its index in alpha
     alpha: torch.Tensor,  # [num_slots] float32
     span_words: torch.Tensor,  # [W] int32: bit p % 32 of word span_starts[r] + p // 32
-    span_starts: torch.Tensor,  # [R] int32: first word of the row's bitmap
-    span_lens: torch.Tensor,  # [R] int32: its words; later positions are no image positions
+    span_starts: torch.Tensor,  # [E] int32: first word of the row's bitmap
+    span_lens: torch.Tensor,  # [E] int32: its words; later positions are no image positions
     *,
     scale: float,
     max_kv_len: int,  # upper bound of kv_lens, known to the host
@@ -72,6 +108,7 @@ def steered_attention(
     sinks: torch.Tensor | None = None,  # [num_heads] extra logit per head, never steered
     k_scale: float | torch.Tensor | None = None,
     v_scale: float | torch.Tensor | None = None,
+    sides: Sides | None = None,
     rule: str = "multiply",
     tile: Tile | None = None,  # for tests and tuning
     splits: int | None = None,  # likewise
@@ -86,23 +123,33 @@ def steered_attention(
     s_qt, s_qh, s_qd = query.stride()
     k_strides, v_strides = key_cache.stride(), value_cache.stride()
     s_table = block_table.stride(0)
+    own = key = value = kept = where = k_own = None
+    s_key = s_value = first_side = 0
+    if sides is not None:
+        own, key, value, kept, where = sides.own, sides.key, sides.value, sides.kept, sides.where
+        k_own, first_side = sides.k_scale, sides.first
+        s_key, s_value = key.stride(0), value.stride(0)
     lists = (rows, reqs, kv_lens, slots, span_starts, span_lens, span_words)
-    options = [t for t in (sinks, k_scale, v_scale) if isinstance(t, torch.Tensor)]
+    options = [t for t in (sinks, k_scale, v_scale, k_own) if isinstance(t, torch.Tensor)]
     # Triton compiles for aligned and unaligned pointers apart.
     pointers = [t.data_ptr() % 16 for t in (out, query, key_cache, value_cache, *options)]
-    key = (
+    signature = (
         (query.device, out.dtype, query.dtype, key_cache.dtype, value_cache.dtype, alpha.dtype),
         (query.shape[1:], key_cache.shape[1:], value_cache.shape[1:], tile, rule, window),
         (s_ot, s_oh, s_od, s_qt, s_qh, s_qd, k_strides, v_strides, s_table, block_table.stride(1)),
         (soft_cap > 0, _kind(sinks), _kind(k_scale), _kind(v_scale), tuple(pointers)),
         tuple([(t.dtype, t.is_contiguous()) for t in (*lists, *options)]),
         block_table.dtype,
+        sides and sides.signature(),
     )  # fmt: skip
-    plan = _plans.get(key)
+    plan = _plans.get(signature)
     if plan is None:
         _check(out, query, key_cache, value_cache, block_table, lists, alpha, sinks, rule)
-        plan = _plans[key] = _make_plan(
-            query, key_cache, tile, window, soft_cap, sinks, k_scale, v_scale, rule
+        if sides is not None:
+            _check_sides(sides, key_cache)
+        plan = _plans[signature] = _make_plan(
+            *(query, key_cache, tile, window, soft_cap, sinks, k_scale, v_scale, rule),
+            rows=1 if sides is None else PAIR,
         )
     if splits is None:
         splits = choose_splits(
@@ -114,7 +161,7 @@ def steered_attention(
         )
     part = None
     if splits > 1:
-        size = num_rows * num_heads * splits * (dim + 1)
+        size = num_rows * plan.rows * num_heads * splits * (dim + 1)
         part = torch.empty(size, dtype=torch.float32, device=out.device)
     if plan.e4m3_bits:
         key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
@@ -125,16 +172,17 @@ def steered_attention(
         (num_kv_heads, splits, num_rows),
         *(out, part, query, key_cache, value_cache, block_table),
         *(rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens, sinks),
+        *(own, key, value, kept, where, k_own, first_side),
         *(scale, k_scale, v_scale, window, soft_cap),
-        *(s_ot, s_oh, s_qt, s_qh, *k_strides, *v_strides, s_table),
+        *(s_ot, s_oh, s_qt, s_qh, *k_strides, *v_strides, s_table, s_key, s_value),
         **plan.constants[splits > 1],
     )
     if splits > 1:
         plan.launch(
             "reduce",
             reduce_kernel,
-            (num_heads, num_rows, 1),
-            *(out, part, rows, kv_lens, splits, window, s_ot, s_oh),
+            (num_heads, num_rows, plan.rows),
+            *(out, part, rows, kv_lens, own, splits, window, s_ot, s_oh),
             **plan.reduce,
         )
 
@@ -149,6 +197,8 @@ def _make_plan(
     k_scale: float | torch.Tensor | None,
     v_scale: float | torch.Tensor | None,
     rule: str,
+    *,
+    rows: int,
 ) -> Plan:
     _, num_heads, dim = query.shape
     _, block_size, num_kv_heads, _ = key_cache.shape
@@ -171,11 +221,13 @@ def _make_plan(
             k_scale=_kind(k_scale),
             v_scale=_kind(v_scale),
             e4m3_bits=e4m3_bits,
+            rows=rows,
+            float8=FLOAT8.get(key_cache.dtype, "") if rows > 1 else "",
         )
         for is_split in (False, True)
     }
-    reduce = reduce_constants(tile, head_dim=dim, window=window)
-    return Plan(tile, constants, reduce, _num_sms(query.device), e4m3_bits)
+    reduce = reduce_constants(tile, head_dim=dim, window=window, rows=rows)
+    return Plan(tile, constants, reduce, _num_sms(query.device), e4m3_bits, rows)
 
 
 def _kind(option: float | torch.Tensor | None) -> str:
@@ -215,6 +267,19 @@ def _check(
         raise ValueError("block_table must be int32 with contiguous lines")
     if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_contiguous()):
         raise ValueError("sinks must be one contiguous logit per head")
+
+
+def _check_sides(sides: Sides, key_cache: torch.Tensor) -> None:
+    dim = key_cache.shape[3]
+    if sides.key.stride()[1:] != (dim, 1) or sides.value.stride()[1:] != (dim, 1):
+        raise ValueError("the heads of a side row's key and value must be contiguous")
+    kept = torch.uint8 if key_cache.element_size() == 1 else key_cache.dtype
+    if sides.kept.dtype != kept:
+        raise ValueError(f"side rows are kept as {kept} for this cache, not {sides.kept.dtype}")
+    if sides.own.dtype != torch.int32 or not sides.own.is_contiguous():
+        raise ValueError("own must be contiguous int32")
+    if sides.where.dtype != torch.int64 or not sides.where.is_contiguous():
+        raise ValueError("where must be contiguous int64")
 
 
 @functools.cache

@@ -6,6 +6,11 @@ For each steered row, with q its query and j over the keys it sees:
     out  = softmax(soft_cap(s) with the sink) @ v
 
 See `reference.steered_attention_reference` for the same in torch.
+
+An entry is one row in its place, or one or two side rows, which follow each other in the batch
+and in alpha. Their heads share a tile, so K and V are read once for both. The cache knows nothing
+of a side row: its key and value at its last position come with it, are seen as the cache would
+give them back, and are kept in the cache's dtype for `commit.commit_kernel`.
 """
 
 import triton
@@ -70,13 +75,13 @@ def _blocks(p_table, start, hi, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr)
 @triton.jit
 def _tile(
     b_block,  # [BLOCK_N] numbers of the cache blocks
-    b_acc,  # [GROUP_PAD, DIM_PAD]
-    b_max,  # [GROUP_PAD] running maximum, log2 domain
-    b_sum,  # [GROUP_PAD]
-    b_q,  # [GROUP_PAD, DIM_PAD]
+    b_acc,  # [LANES, DIM_PAD]
+    b_max,  # [LANES] running maximum, log2 domain
+    b_sum,  # [LANES]
+    b_q,  # [LANES, DIM_PAD]
     start,
     hi,
-    alpha,
+    alpha,  # [LANES]
     scale,
     soft_cap,
     p_k,
@@ -128,7 +133,7 @@ def _tile(
 
     b_k = _widen(b_k, b_q.dtype, E4M3_BITS)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
-    b_s = tl.where(is_image[None, :], _steer(b_s, alpha, RULE), b_s)
+    b_s = tl.where(is_image[None, :], _steer(b_s, alpha[:, None], RULE), b_s)
     if USE_SOFT_CAP:
         b_t = tl.exp2(b_s * (2 * LOG2_E / soft_cap))
         b_s = soft_cap * (1.0 - 2.0 / (b_t + 1.0))
@@ -147,6 +152,51 @@ def _tile(
     return b_block, b_acc, b_new, b_sum
 
 
+@triton.jit
+def _float8(x, FLOAT8: tl.constexpr):
+    """float32 -> its float8 code as vLLM writes it (nearest, ties to even, saturated), and the
+    float32 that the code stands for."""
+    MAN: tl.constexpr = 2 if FLOAT8 == "e5m2" or FLOAT8 == "e5m2fnuz" else 3
+    FNUZ: tl.constexpr = FLOAT8 == "e4m3fnuz" or FLOAT8 == "e5m2fnuz"
+    BIAS: tl.constexpr = (15 if MAN == 2 else 7) + (1 if FNUZ else 0)
+    TOP: tl.constexpr = 57344.0 if MAN == 2 else 240.0 if FNUZ else 448.0
+    SHIFT: tl.constexpr = 23 - MAN
+    OFFSET: tl.constexpr = (127 - BIAS) << MAN
+    # Added to a number below the least normal one, it rounds that to a multiple of STEP.
+    STEP: tl.constexpr = 2.0 ** (1 - BIAS - MAN)
+    MAGIC: tl.constexpr = 2.0 ** (24 - BIAS - MAN)
+    MAGIC_BITS: tl.constexpr = (127 + 24 - BIAS - MAN) << 23
+    size = tl.minimum(tl.abs(x), TOP)
+    bits = size.to(tl.int32, bitcast=True)
+    normal = (bits + ((1 << (SHIFT - 1)) - 1) + ((bits >> SHIFT) & 1)) >> SHIFT
+    small = (size + MAGIC).to(tl.int32, bitcast=True) - MAGIC_BITS
+    is_small = size < 2.0 ** (1 - BIAS)
+    code = tl.where(is_small, small, normal - OFFSET)
+    value = tl.where(
+        is_small, small.to(tl.float32) * STEP, (normal << SHIFT).to(tl.float32, bitcast=True)
+    )
+    negative = x < 0
+    if FNUZ:  # the code of -0 is NaN there
+        negative = negative & (code > 0)
+    return tl.where(negative, code | 0x80, code), tl.where(negative, -value, value)
+
+
+@triton.jit
+def _as_cached(b, p_scale, p_kept, KIND: tl.constexpr, FLOAT8: tl.constexpr):
+    """A side row's key or value as the cache would hold it, and as it would be read back."""
+    b = b.to(tl.float32)
+    if FLOAT8 == "":
+        code = b.to(p_kept.dtype.element_ty)
+        return code, code.to(tl.float32)
+    else:
+        if KIND == "tensor":
+            b = b / tl.load(p_scale)
+        elif KIND == "value":
+            b = b / p_scale
+        code, value = _float8(b, FLOAT8)
+        return code.to(tl.uint8), value
+
+
 # Index lists are slices of persistent buffers: an odd start must not compile anew.
 _LISTS = [
     "p_table",
@@ -158,13 +208,16 @@ _LISTS = [
     "p_words",
     "p_starts",
     "p_num_words",
+    "p_own",
+    "p_kept",
+    "p_where",
 ]
 
 
-@triton.jit(do_not_specialize_on_alignment=_LISTS)
+@triton.jit(do_not_specialize=("first_side",), do_not_specialize_on_alignment=_LISTS)
 def steer_kernel(
     p_out,
-    p_part,  # [R, num_heads, splits, DIM] float32, then log2-sum-exp [R, num_heads, splits]
+    p_part,  # [E, ROWS, num_heads, splits, DIM] float32, then log2-sum-exp without DIM
     p_q,
     p_k,
     p_v,
@@ -178,6 +231,13 @@ def steer_kernel(
     p_starts,
     p_num_words,
     p_sinks,
+    p_own,  # [E] side rows of the entry; 0 for a row in its place
+    p_key,  # [num_tokens, num_kv_heads, DIM]
+    p_value,
+    p_kept,  # [side rows, 2, num_kv_heads, DIM] of the cache's dtype; float8 as uint8
+    p_where,  # [side rows] int64, the cache slot of their last position
+    k_own,  # the cache's own scale of keys
+    first_side,  # token index of the first side row
     scale,
     k_scale,
     v_scale,
@@ -196,8 +256,10 @@ def steer_kernel(
     s_vh,
     s_vd,
     s_table,
+    s_key,
+    s_value,
     GROUP: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
+    LANES: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -210,24 +272,34 @@ def steer_kernel(
     K_SCALE: tl.constexpr,
     V_SCALE: tl.constexpr,
     E4M3_BITS: tl.constexpr,
+    ROWS: tl.constexpr,  # 1: rows in their places only; 2: side rows too
+    FLOAT8: tl.constexpr,
 ):
-    """One program per (kv head, split, row)."""
-    i_h, i_s, i_r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    lo, hi, _ = split_range(p_lens + i_r, i_s, window, tl.num_programs(1), USE_WINDOW, BLOCK_N)
+    """One program per (kv head, split, entry). Its lanes are rows x heads of the group."""
+    i_h, i_s, i_e = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lo, hi, _ = split_range(p_lens + i_e, i_s, window, tl.num_programs(1), USE_WINDOW, BLOCK_N)
     if lo >= hi:
         return
-
-    i_g = tl.arange(0, GROUP_PAD)
+    i_l = tl.arange(0, LANES)
     i_d = tl.arange(0, DIM_PAD)
-    i_qh = i_h * GROUP + i_g
-    m_g = i_g < GROUP
-    m_gd = m_g[:, None] & (i_d < DIM)[None, :]
-    i_t = tl.load(p_rows + i_r).to(tl.int64)
-    b_q = tl.load(p_q + i_t * s_qt + i_qh[:, None] * s_qh + i_d[None, :], mask=m_gd, other=0.0)
-    alpha = tl.load(p_alpha + tl.load(p_slots + i_r))
-    num_words = tl.load(p_num_words + i_r)
-    p_words += tl.load(p_starts + i_r)
-    p_table += tl.load(p_reqs + i_r).to(tl.int64) * s_table
+    i_j = i_l // GROUP  # row of the entry
+    i_qh = i_h * GROUP + i_l % GROUP
+    m_l = i_l < GROUP
+    last = 0
+    has_own = False
+    if ROWS > 1:
+        own = tl.load(p_own + i_e)
+        m_l = i_l < GROUP * tl.maximum(own, 1)
+        last = tl.load(p_lens + i_e) - 1
+        has_own = (own > 0) & (last < hi)
+        hi = tl.where(has_own, last, hi)
+    m_ld = m_l[:, None] & (i_d < DIM)[None, :]
+    i_t = tl.load(p_rows + i_e).to(tl.int64) + i_j
+    b_q = tl.load(p_q + (i_t * s_qt + i_qh * s_qh)[:, None] + i_d[None, :], mask=m_ld, other=0.0)
+    alpha = tl.load(p_alpha + tl.load(p_slots + i_e) + i_j, mask=m_l, other=1.0)
+    num_words = tl.load(p_num_words + i_e)
+    p_words += tl.load(p_starts + i_e)
+    p_table += tl.load(p_reqs + i_e).to(tl.int64) * s_table
     p_k += i_h.to(tl.int64) * s_kh
     p_v += i_h.to(tl.int64) * s_vh
     if K_SCALE == "tensor":
@@ -235,14 +307,14 @@ def steer_kernel(
     elif K_SCALE == "value":
         scale *= k_scale
 
-    b_max = tl.full([GROUP_PAD], float("-inf"), tl.float32)
-    b_sum = tl.full([GROUP_PAD], 0.0, tl.float32)
+    b_max = tl.full([LANES], float("-inf"), tl.float32)
+    b_sum = tl.full([LANES], 0.0, tl.float32)
     if USE_SINKS:  # noqa: SIM102  (resolved by the compiler; the inner test is not)
         if i_s == 0:
-            b_sink = tl.load(p_sinks + i_qh, mask=m_g, other=0.0)
+            b_sink = tl.load(p_sinks + i_qh, mask=m_l, other=0.0)
             b_max = b_sink.to(tl.float32) * LOG2_E
-            b_sum = tl.full([GROUP_PAD], 1.0, tl.float32)
-    b_acc = tl.full([GROUP_PAD, DIM_PAD], 0.0, tl.float32)
+            b_sum = tl.full([LANES], 1.0, tl.float32)
+    b_acc = tl.full([LANES, DIM_PAD], 0.0, tl.float32)
 
     b_block = _blocks(p_table, lo, hi, BLOCK_SIZE, BLOCK_N)
     whole = lo + (hi - lo) // BLOCK_N * BLOCK_N
@@ -258,6 +330,36 @@ def steer_kernel(
             p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
             DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=True,
         )  # fmt: skip
+    if ROWS > 1:  # noqa: SIM102
+        if has_own:
+            side = i_t - first_side
+            m_kept = m_ld & (i_l % GROUP == 0)[:, None]
+            p_keep = p_kept + (2 * side * tl.num_programs(0) + i_h)[:, None] * DIM + i_d[None, :]
+            p_own_k = p_key + (i_t * s_key + i_h * DIM)[:, None] + i_d[None, :]
+            p_own_v = p_value + (i_t * s_value + i_h * DIM)[:, None] + i_d[None, :]
+            b_k = tl.load(p_own_k, mask=m_ld, other=0.0)
+            b_v = tl.load(p_own_v, mask=m_ld, other=0.0)
+            code_k, b_k = _as_cached(b_k, k_own, p_kept, K_SCALE, FLOAT8)
+            code_v, b_v = _as_cached(b_v, v_scale, p_kept, V_SCALE, FLOAT8)
+            tl.store(p_keep, code_k, mask=m_kept)
+            tl.store(p_keep + tl.num_programs(0) * DIM, code_v, mask=m_kept)
+            if i_h == 0:
+                slot = tl.load(p_table + last // BLOCK_SIZE).to(tl.int64) * BLOCK_SIZE
+                slot += last % BLOCK_SIZE
+                tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_l & (i_l % GROUP == 0))
+            b_s = tl.sum(b_q.to(tl.float32) * b_k, 1) * scale
+            word = tl.load(p_words + last // 32, mask=last // 32 < num_words, other=0)
+            b_s = tl.where(((word >> (last % 32)) & 1) != 0, _steer(b_s, alpha, RULE), b_s)
+            if USE_SOFT_CAP:
+                b_s = soft_cap * (1.0 - 2.0 / (tl.exp2(b_s * (2 * LOG2_E / soft_cap)) + 1.0))
+            b_s = b_s * LOG2_E
+            b_new = tl.maximum(b_max, b_s)
+            b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
+            b_old = tl.exp2(b_max - b_ref)
+            b_p = tl.exp2(b_s - b_ref)
+            b_sum = b_sum * b_old + b_p
+            b_acc = b_acc * b_old[:, None] + b_p[:, None] * b_v
+            b_max = b_new
 
     b_o = b_acc / b_sum[:, None]
     if V_SCALE == "tensor":
@@ -266,12 +368,12 @@ def steer_kernel(
         b_o *= v_scale
     if USE_SPLITS:
         num_heads, splits = tl.num_programs(0) * GROUP, tl.num_programs(1)
-        i_part = (i_r.to(tl.int64) * num_heads + i_qh) * splits + i_s
-        p_lse = p_part + tl.num_programs(2).to(tl.int64) * num_heads * splits * DIM
+        i_part = ((i_e.to(tl.int64) * ROWS + i_j) * num_heads + i_qh) * splits + i_s
+        p_lse = p_part + tl.num_programs(2).to(tl.int64) * ROWS * num_heads * splits * DIM
         # A split whose logits are all -inf counts for nothing: not 0/0, but weight 0.
         b_o = tl.where((b_sum > 0)[:, None], b_o, 0.0)
-        tl.store(p_part + i_part[:, None] * DIM + i_d[None, :], b_o, mask=m_gd)
-        tl.store(p_lse + i_part, b_max + tl.log2(b_sum), mask=m_g)
+        tl.store(p_part + i_part[:, None] * DIM + i_d[None, :], b_o, mask=m_ld)
+        tl.store(p_lse + i_part, b_max + tl.log2(b_sum), mask=m_l)
     else:
-        p_o = p_out + i_t * s_ot + i_qh[:, None] * s_oh + i_d[None, :]
-        tl.store(p_o, b_o.to(p_out.dtype.element_ty), mask=m_gd)
+        p_o = p_out + (i_t * s_ot + i_qh * s_oh)[:, None] + i_d[None, :]
+        tl.store(p_o, b_o.to(p_out.dtype.element_ty), mask=m_ld)

@@ -54,8 +54,12 @@ def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def worker(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
 def runner(llm: Any) -> Any:
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    return worker(llm).model_runner
 
 
 def prompt(image: int | None, text: str = "Where is the red cat?") -> dict[str, Any]:
@@ -110,9 +114,4 @@ def counted_steps(llm: Any) -> Iterator[list[dict[str, int]]]:
 
 def moment(request: Any) -> str:
     """Where a request of the scheduler stands."""
-    if request.num_output_tokens:
-        return "decode"
-    steering = request.adaptvis
-    if steering is not None and steering.probed and not steering.steered:
-        return "between probe and steer"
-    return "prefill"
+    return "decode" if request.num_output_tokens else "prefill"

@@ -99,10 +99,13 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
     """What an in-process engine says to the cases, as JSON.
 
     layers: kinds of attention among the decoder layers that are steered, with their number.
+    sides: how far side rows are from the row they copy, by what a prompt ends in.
     answers: per case prompt_token_ids, positions (image positions), token_ids, logprobs
     (those of the first token), adaptvis (the report).
     """
-    from engine import close, generate, inspect_models_here, make_llm, runner, sampling
+    from engine import close, generate, inspect_models_here, make_llm, runner, sampling, worker
+
+    from adaptvis_vllm.runner.check import measure
 
     options = {
         "max_model_len": 1024,
@@ -118,7 +121,7 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
                 [_prompt(case, family) for case in cases],
                 [sampling(c.steering, max_tokens=c.max_tokens, logprobs=20) for c in cases],
             )
-        layers = _layer_kinds(runner(llm))
+        layers, sides = _layer_kinds(runner(llm)), measure(worker(llm))
     finally:
         close(llm)
     answers = []
@@ -133,7 +136,7 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
                 "adaptvis": output.adaptvis,
             }
         )
-    return {"layers": layers, "answers": answers}
+    return {"layers": layers, "sides": sides, "answers": answers}
 
 
 def _prompt(case: Case, family: Family) -> dict[str, Any]:

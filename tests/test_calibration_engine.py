@@ -71,7 +71,7 @@ def test_table_equals_running_the_setting(
 def test_single_alphas_and_the_base_equal_running_them(
     engine: Any, asked: list[Question], swept: Sweep
 ) -> None:
-    """Those that carried a confidence's probe included; in another order, on a warm cache."""
+    """Those that carried a confidence included; in another order, on a warm cache."""
     table = swept.table
     settings = [Off() if alpha == 1 else ScalingVis(alpha) for alpha in GRID[::-1]]
     rows = answer(engine, asked[::-1], settings, max_tokens=TOKENS)

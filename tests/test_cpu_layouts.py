@@ -87,13 +87,14 @@ class Step:
         self.query = torch.randn(count + 2, heads, dim).to(dtype)
         self.impl = SimpleNamespace(
             num_heads=heads,
+            num_kv_heads=kv_heads,
             head_size=dim,
             scale=dim**-0.5,
             sliding_window=window,
             logits_soft_cap=softcap,
             sinks=torch.randn(heads) if sinks else None,
         )
-        self.layer = SimpleNamespace(isa=isa)
+        self.layer = SimpleNamespace(isa=isa, impl=self.impl)
         self.metadata = SimpleNamespace(block_table=self.table)
         self.rows = [0, 2, 3, 4, 6]  # the tokens between are somebody else's
 
@@ -114,8 +115,14 @@ class Step:
             span_words=torch.from_numpy(packed),
             span_starts=ints(np.cumsum([0, *lens[:-1]])),
             span_lens=ints(lens),
+            own=ints([0] * len(lens)),
             max_kv_len=max(self.lens),
         )
+
+    def recompute(self, output: torch.Tensor, rows: StepRows, layer: Any = None) -> None:
+        none = torch.empty(0)
+        tensors = (self.query, none, none, self.kv_cache, self.metadata, output, rows)
+        cpu.recompute(layer or self.layer, 0, None, *tensors)
 
     def expected(self, alphas: list[float], spans: list[list[int]]) -> torch.Tensor:
         """[R, heads, dim] float64: the formula, row by row."""
@@ -169,10 +176,79 @@ def test_rows(
     keep = output[[1, 5]].clone()
     before = step.kv_cache.clone()
     rows = step.step_rows(alphas, spans)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     assert relative(output[step.rows], step.expected(alphas, spans)) < tolerance(dtype)
     assert torch.equal(output[[1, 5]].isnan(), keep.isnan())
     assert torch.equal(step.kv_cache, before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "dim", "amx", "isa"), LAYOUTS)
+def test_side_rows(dtype: torch.dtype, dim: int, amx: bool, isa: str, variant: str) -> None:
+    """Pairs with keys and values of their own at the last position; the chosen ones are written
+    where vLLM looks for them, and nothing else is."""
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+    step = Step(dtype, dim, isa, **VARIANTS[variant])
+    alphas = [2.0, 0.3, 3.0, 0.5, 1.7]
+    spans = [[0], [4], list(range(30, 67)), [], [0, 3, 31, 32, 33, 64, 129]]
+    # Entries 1, 2 and 4 become pairs behind the seven tokens.
+    pairs, first = [1, 2, 4], len(step.query)
+    heads, kv_heads = step.query.shape[1], step.kv_cache.shape[1]
+    step.query = torch.cat([step.query, torch.randn(6, heads, dim).to(dtype)])
+    key, value = (torch.randn(first + 6, kv_heads, dim).to(dtype) for _ in "kv")
+    rows = step.step_rows(alphas, spans)
+    rows.slots = torch.tensor(range(10, 5, -1), dtype=torch.int32)  # the list is turned round
+    rows.alpha = torch.tensor([0.4, 2.5, 0.6, 1.9, 0.8, 1.2, *alphas[::-1]])
+    for number, entry in enumerate(pairs):
+        rows.rows[entry] = first + 2 * number
+        rows.slots[entry] = 2 * number
+        rows.own[entry] = 2
+    rows.sides = slice(first, first + 6)
+    base = [step.rows[entry] for entry in pairs]
+    step.metadata.slot_mapping = torch.full((first,), -1)
+    block = step.pages[1].shape[2]
+    for entry, row in zip(pairs, base, strict=True):
+        page, place = divmod(step.lens[entry] - 1, block)
+        step.metadata.slot_mapping[row] = int(step.table[entry, page]) * block + place
+    plan = SimpleNamespace(base=torch.tensor(base), commits=[])
+    step.impl.do_kv_cache_update = lambda layer, k, v, cache, slots: write(step, isa, k, v, slots)
+    output = torch.full_like(step.query, float("nan"))
+    tensors = (step.query, key, value, step.kv_cache, step.metadata, output, rows)
+    cpu.recompute(step.layer, 0, SimpleNamespace(plan=plan), *tensors)
+    assert output[[1, 2, 3, 5, 6]].isnan().all()
+    in_place = [step.rows[0], step.rows[3]]
+    wanted = step.expected([2.0, 0.0, 0.0, 0.5, 0.0], spans)[[0, 3]]
+    assert relative(output[in_place], wanted) < tolerance(dtype)
+    clean = step.kv_cache.clone()
+    for number, entry in enumerate(pairs):
+        for j in range(2):
+            row = first + 2 * number + j
+            step.rows = [row] * 5
+            step.k[entry][-1], step.v[entry][-1] = key[row], value[row]
+            alpha = rows.alpha[2 * number + j].item()
+            mine = step.expected([alpha] * 5, spans)[entry]
+            assert relative(output[row], mine) < tolerance(dtype), (entry, j)
+    assert torch.equal(step.kv_cache, clean)
+    (commit,) = plan.commits
+    commit(torch.tensor([1, 2, 5]))
+    for number, entry in zip((1, 2, 5), pairs, strict=True):
+        step.k[entry][-1], step.v[entry][-1] = key[first + number], value[first + number]
+    fresh = Step(dtype, dim, isa, **VARIANTS[variant])
+    for entry in range(5):
+        positions = torch.arange(step.lens[entry])
+        slots = step.table[entry][positions // block].long() * block + positions % block
+        write(fresh, isa, step.k[entry], step.v[entry], slots)
+    assert torch.equal(step.kv_cache, fresh.kv_cache)
+
+
+def write(step: Step, isa: str, key: torch.Tensor, value: torch.Tensor, slots: Any) -> None:
+    """vLLM's own operator."""
+    from vllm import _custom_ops as ops
+
+    ops.cpu_attn_reshape_and_cache(
+        key, value, *step.pages, slots, isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto"
+    )
 
 
 @pytest.mark.parametrize("variant", ["plain", "window", "softcap"])
@@ -225,7 +301,7 @@ def test_alpha_one_is_vllms_own_kernel(
     )
     output = torch.full_like(step.query, float("nan"))
     rows = step.step_rows([1.0] * count, [[0, 1]] * count)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     assert relative(output[step.rows], theirs) < tolerance(dtype)
 
 
@@ -242,15 +318,7 @@ def test_pages_of_the_amx_layout(dim: int, variant: str) -> None:
             pack(step)
         rows = step.step_rows([2.0, 0.3, 3.0, 0.5, 1.7], spans)
         outputs.append(torch.zeros_like(step.query))
-        cpu.recompute(
-            step.impl,
-            SimpleNamespace(isa=isa),
-            step.query,
-            step.kv_cache,
-            step.metadata,
-            outputs[-1],
-            rows,
-        )
+        step.recompute(outputs[-1], rows, SimpleNamespace(isa=isa, impl=step.impl))
     assert relative(outputs[1], outputs[0]) < 1e-3
     assert outputs[0][step.rows].norm() > 1
 
@@ -283,9 +351,7 @@ def test_threads_change_nothing(threads: int) -> None:
             torch.set_num_threads(count)
             outputs.append(torch.zeros_like(step.query))
             rows = step.step_rows([2.0] * 5, [[0]] * 5)
-            cpu.recompute(
-                step.impl, step.layer, step.query, step.kv_cache, step.metadata, outputs[-1], rows
-            )
+            step.recompute(outputs[-1], rows)
     finally:
         torch.set_num_threads(before)
     assert torch.allclose(*outputs, rtol=1e-6, atol=1e-7)
@@ -306,7 +372,7 @@ def test_logits_of_16_bits_are_not_rounded(dtype: torch.dtype) -> None:
     step.pages[1][step.table[3, :2].long()] = v
     output = torch.zeros_like(step.query)
     rows = step.step_rows([1.0] * 5, [[0]] * 5)
-    cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+    step.recompute(output, rows)
     weight = np.exp(0.5) / (np.exp(0.5) + 63)
     assert output[line].float().numpy() == pytest.approx(weight, rel=tolerance(dtype))
 
@@ -316,15 +382,7 @@ def test_values_behind_a_row_do_not_leak() -> None:
     step = Step(torch.float32, 64, "vec")
     alphas, spans = [2.0] * 5, [[0]] * 5
     clean = torch.zeros_like(step.query)
-    cpu.recompute(
-        step.impl,
-        step.layer,
-        step.query,
-        step.kv_cache,
-        step.metadata,
-        clean,
-        step.step_rows(alphas, spans),
-    )
+    step.recompute(clean, step.step_rows(alphas, spans))
     k, v = step.pages
     block = v.shape[2]
     for row, length in enumerate(step.lens):
@@ -333,15 +391,7 @@ def test_values_behind_a_row_do_not_leak() -> None:
             v[page, :, length % block :] = float("nan")
             k[page].view(k.shape[1], 64, block)[:, :, length % block :] = float("nan")
     dirty = torch.zeros_like(step.query)
-    cpu.recompute(
-        step.impl,
-        step.layer,
-        step.query,
-        step.kv_cache,
-        step.metadata,
-        dirty,
-        step.step_rows(alphas, spans),
-    )
+    step.recompute(dirty, step.step_rows(alphas, spans))
     assert torch.equal(clean, dirty)
 
 
@@ -353,7 +403,7 @@ def test_a_window_without_image_positions_changes_nothing() -> None:
     for alpha in (1.0, 3.0):
         output = torch.zeros_like(step.query)
         rows = step.step_rows([alpha] * 5, spans)
-        cpu.recompute(step.impl, step.layer, step.query, step.kv_cache, step.metadata, output, rows)
+        step.recompute(output, rows)
         outputs.append(output)
     assert torch.equal(*outputs)
     assert all(length - 20 >= 40 for length in step.lens[2:])

@@ -6,6 +6,7 @@ Graphs are not captured here; which one a step would replay is decided on the ho
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,9 +37,12 @@ def config(model: Path) -> Any:
     close(llm)
 
 
+STEERED = SimpleNamespace(alphas=(0.5, 2.0))
+
+
 def steering(steered: bool) -> Steering:
     out = Steering(torch.device("cpu"), [0])
-    out.plan = StepPlan(steers=[object()]) if steered else StepPlan(probes=[object()])
+    out.plan = StepPlan(steers=[object()]) if steered else None
     return out
 
 
@@ -94,6 +98,47 @@ def test_runner_v2(config: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert chosen(uniform, steering(True)) == otherwise
         assert chosen(uniform, None) == plain
     assert manager._candidates == before
+
+
+@pytest.mark.parametrize("mode", ["NONE", *MODES])
+def test_side_rows_are_tokens_to_v2(
+    config: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To graphs, and to other data-parallel ranks; other steps are told as they are."""
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu import dp_utils, model_runner
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+    monkeypatch.setattr(type(current_platform), "get_global_graph_pool", lambda *_: None)
+    manager = CudaGraphManager(config, torch.device("cpu"), CUDAGraphMode[mode], 1)
+    manager._graphs_captured = True
+    told: list[tuple[Any, ...]] = []
+
+    def sync(_: Any, batch: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+        told.append((*args[:3], kwargs["max_query_len"], kwargs["uniform_decode"]))
+        return batch, None
+
+    monkeypatch.setattr(dp_utils, "sync_cudagraph_and_dp_padding", sync)
+
+    def chosen(value: Steering | None, eager: bool) -> Any:
+        manager.adaptvis = value
+        return model_runner.dispatch_cg_and_sync_dp(
+            *(manager, 4, 4, 1, 2, 0),
+            max_query_len=1,
+            need_eager=eager,
+            uniform_decode=True,
+        )[0]
+
+    with_sides = Steering(torch.device("cpu"), [0])
+    with_sides.plan = StepPlan(sides=[STEERED] * 3)
+    for eager in (False, True):
+        told.clear()
+        batch = chosen(with_sides, eager)
+        assert batch.num_tokens == (16 if "PIECEWISE" in mode and not eager else 10)
+        assert batch.cg_mode != CUDAGraphMode.FULL
+        assert chosen(steering(False), eager) == chosen(None, eager)
+        assert told == [(10, 4, None, None, False), *[(4, 4, 1, 1, True)] * 2]
 
 
 def test_compile_cache_key_does_not_depend_on_requests(config: Any) -> None:

@@ -59,30 +59,38 @@ def assert_same(output: Any, other: Any) -> None:
 # -- cost -----------------------------------------------------------------------------
 
 
-def test_cost_is_one_token_per_adaptive_request(engine: Any) -> None:
-    """Scheduled tokens: + 1 per adaptive, + 0 per scaling request; vision passes unchanged."""
+def test_steering_costs_no_step_and_no_token(engine: Any) -> None:
+    """Steps with their scheduled tokens are a plain batch's; vision passes unchanged. Two rows
+    are added for each adaptive request, once."""
     vision = Counter()
     tower = runner(engine).model.vision_tower
     handle = tower.register_forward_hook(lambda *_: vision.update(["passes"]))
 
-    def cost(steerings: list[SteeringParams | None]) -> tuple[int, int]:
+    steering, side_rows = runner(engine).adaptvis, []
+    copied = steering.before_forward
+    steering.before_forward = lambda *args: (side_rows.append(steering.extra_rows), copied(*args))
+
+    def cost(steerings: list[SteeringParams | None]) -> tuple[list[int], int, int]:
         assert engine.reset_prefix_cache()
         engine.llm_engine.reset_mm_cache()
         engine.llm_engine.reset_encoder_cache()
         vision.clear()
+        side_rows.clear()
         params = [sampling(s, ignore_eos=True) for s in steerings]
         with counted_steps(engine) as steps:
             generate(engine, [prompt(i) for i in range(len(params))], params)
-        return sum(sum(step.values()) for step in steps), vision["passes"]
+        return [sum(step.values()) for step in steps], vision["passes"], sum(side_rows)
 
     try:
-        plain = cost([None] * 6)
-        assert plain[1] > 0
-        assert cost([ScalingVis(2.0)] * 6) == plain
-        assert cost([LOW] * 6) == (plain[0] + 6, plain[1])
-        assert cost([LOW, None, HIGH, ScalingVis(2.0), Off(), LOW]) == (plain[0] + 3, plain[1])
+        steps, passes, rows = cost([None] * 6)
+        assert passes > 0
+        assert rows == 0
+        assert cost([ScalingVis(2.0)] * 6) == (steps, passes, 0)
+        assert cost([LOW] * 6) == (steps, passes, 12)
+        assert cost([LOW, None, HIGH, ScalingVis(2.0), Off(), LOW]) == (steps, passes, 6)
     finally:
         handle.remove()
+        del steering.before_forward
 
 
 def test_text_only_and_off_cost_nothing(engine: Any) -> None:
@@ -147,6 +155,7 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
     """Beyond the attribute test: no placing, no recomputation, no confidence, no report."""
     from adaptvis_vllm.kernels import cpu
 
+    from adaptvis_vllm import place
     from adaptvis_vllm.steps import Steering
 
     calls: Counter[str] = Counter()
@@ -158,15 +167,25 @@ def test_a_step_without_steered_rows_calls_nothing_of_ours(
 
         return counted
 
-    for name in ("locate", "_rows", "_locate_probes", "_upload"):
-        monkeypatch.setattr(Steering, name, count(name, getattr(Steering, name)))
+    for owner, names in (
+        (Steering, ("locate", "_upload", "copy_rows", "before_forward", "logits", "_choose")),
+        (place, ("rows", "sides")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, count(name, getattr(owner, name)))
     monkeypatch.setattr(cpu, "steer_rows", count("recompute", cpu.steer_rows))
     generate(engine, [prompt(0), prompt(None)], sampling())
     assert not calls
     generate(engine, [prompt(0)], sampling(ScalingVis(2.0), max_tokens=20, ignore_eos=True))
     layers = runner(engine).adaptvis.num_layers
     assert calls["recompute"] == layers  # one step of twenty
-    assert calls["locate"] == 1
+    assert calls["locate"] == calls["rows"] == 1
+    assert not calls["sides"]
+    assert not calls["logits"]
+    calls.clear()
+    generate(engine, [prompt(0)], sampling(LOW, max_tokens=20, ignore_eos=True))
+    assert calls["recompute"] == layers
+    assert calls["locate"] == calls["rows"] == calls["sides"] == calls["logits"] == 1
 
 
 def test_rows_without_a_compiler(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +231,7 @@ def test_chunk_ends_around_the_last_prompt_position(
         assert_same(output, expected)
         counts = [count for step in steps for count in step.values()]
         assert counts[0] == min(size, length)
-        extra = steering.mode == "adaptive"
-        assert sum(counts) == length + len(output.outputs[0].token_ids) - 1 + extra
+        assert sum(counts) == length + len(output.outputs[0].token_ids) - 1
 
 
 # -- prefix cache ---------------------------------------------------------------------
@@ -321,8 +339,8 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 def test_adaptive_equals_steered_from_the_start(engine: Any, name: str) -> None:
     """An adaptive request gives what ScalingVis gives with the alpha that it chose.
 
-    So the probe leaves no trace in seeds, penalties, grammars or logprobs; ScalingVis has
-    no probe. In a batch with others, and alone.
+    So the choice leaves no trace in seeds, penalties, grammars or logprobs; ScalingVis has
+    none. In a batch with others, and alone.
     """
     from vllm.sampling_params import StructuredOutputsParams
 

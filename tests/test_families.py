@@ -112,6 +112,12 @@ def agree(given: dict[str, Any], expected: ReferenceOutput) -> None:
     assert given["adaptvis"] is None or given["adaptvis"] == report
 
 
+def side_rows_are_row_n(result: dict[str, Any]) -> None:
+    """With both alphas 1, where a prompt ends in an image embedding too."""
+    assert result["sides"].keys() == {"an image", "text"}
+    assert max(result["sides"].values()) < 1e-5
+
+
 @pytest.mark.parametrize("name", STEERED)
 def test_v1_answers_as_the_reference(
     name: str,
@@ -132,6 +138,7 @@ def test_v1_answers_as_the_reference(
             continue
         alphas.add(expected.report.alpha)
         changed += plain.get(case.text(family), expected.token_ids) != expected.token_ids
+    side_rows_are_row_n(result)
     assert len(cases) >= 8
     assert changed, "steering changes no answer: the checkpoint is no test"
     assert {0.4, 2.5} <= alphas, "both branches of adaptive steering"
@@ -165,8 +172,9 @@ def test_v2_answers_as_the_reference(
 ) -> None:
     cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
     assert len(cases) == 2
-    answers = v2[test_v2_answers_as_the_reference].result()[name]["answers"]
-    for case, given in zip(cases, answers, strict=True):
+    result = v2[test_v2_answers_as_the_reference].result()[name]
+    side_rows_are_row_n(result)
+    for case, given in zip(cases, result["answers"], strict=True):
         agree(given, references(name, case))
     found[name].v2 = len(cases)
 
@@ -179,7 +187,9 @@ def test_image_tokens_see_each_other_on_gpu_backends(
 ) -> None:
     """V2, TRITON_ATTN and our kernel, interpreted, against transformers as it is."""
     path = checkpoint(name)
-    given = v2[test_image_tokens_see_each_other_on_gpu_backends].result()[name]["answers"]
+    result = v2[test_image_tokens_see_each_other_on_gpu_backends].result()[name]
+    side_rows_are_row_n(result)
+    given = result["answers"]
     cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
     model, causal = ReferenceModel(path), ReferenceModel(path, causal=True)
     for case, answered in zip(cases, given, strict=True):
@@ -198,6 +208,18 @@ def test_start_up_refuses(
     with pytest.raises(ValueError, match=FAMILIES[name].refused):
         answer(checkpoint(name), FAMILIES[name], make_cases(FAMILIES[name])[:1])
     found[name].refused = FAMILIES[name].refused
+
+
+def test_start_up_refuses_rows_in_buffers_that_nobody_knows(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3-VL adds features of the image by row number."""
+    from adaptvis_vllm import steps
+
+    monkeypatch.setattr(steps, "MODEL_ROWS", ())
+    cases = make_cases(FAMILIES["qwen3-vl"])[:1]
+    with pytest.raises(ValueError, match=r"ends in an image; .*Qwen3VL"):
+        answer(checkpoint("qwen3-vl"), FAMILIES["qwen3-vl"], cases)
 
 
 def test_the_readme_has_this_table(found: dict[str, Found]) -> None:

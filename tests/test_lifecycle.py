@@ -88,7 +88,7 @@ def small_chunks(engine: Any) -> Iterator[None]:
 def test_preemption_at_every_step(
     engine: Any, mixed: tuple[list[Any], list[Any]], cold: bool
 ) -> None:
-    """In mid-prefill, after the probe, after the steer step, in every decode step."""
+    """In mid-prefill, after the choice of alpha, in every decode step."""
     items, params = mixed
     expected = []
     for item, param in zip(items, params, strict=True):
@@ -114,7 +114,6 @@ def test_preemption_at_every_step(
             assert done[number].adaptvis == pytest.approx(other.adaptvis, abs=1e-5)
         at += 1
     assert moments["prefill"]
-    assert moments["between probe and steer"]
     assert moments["decode"]
 
 
@@ -134,8 +133,9 @@ def test_preempted_again_and_again(engine: Any, mixed: tuple[list[Any], list[Any
 
 
 @pytest.mark.parametrize("second", range(2, 7))
-def test_a_probed_block_is_not_read_again(engine: Any, second: int) -> None:
-    """Preempted between probe and steer, then in decode: position n is the steered one."""
+def test_preempted_after_the_choice(engine: Any, second: int) -> None:
+    """Right after the first token, then in decode, on a block whose last position is n: it holds
+    keys and values of the chosen row."""
     item, params = aligned(engine, 1, 2 * BLOCK), sampling(HIGH, logprobs=5, ignore_eos=True)
     assert engine.reset_prefix_cache()
     (expected,) = generate(engine, [item], params)
@@ -148,7 +148,7 @@ def test_a_probed_block_is_not_read_again(engine: Any, second: int) -> None:
             preempt_all(engine, cold=False)
 
     output = drive(engine, [item], [params], on_step)[0]
-    assert seen == ["between probe and steer", "decode"]
+    assert seen == ["decode", "decode"]
     assert tokens(output) == tokens(expected)
     for mine, other in zip(output.outputs[0].logprobs, expected.outputs[0].logprobs, strict=True):
         wanted = {token: entry.logprob for token, entry in other.items()}

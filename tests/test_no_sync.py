@@ -1,4 +1,4 @@
-"""Between probe and steer the host never waits for the device.
+"""Between scheduling a step and sending its results the host never waits for the device.
 
 On a GPU, PyTorch itself raises at every synchronising call. Without one, the calls that
 would synchronise are made to raise.
@@ -92,63 +92,119 @@ def output(
             resumed_req_ids=set(resumed),
         ),
         finished_req_ids=set(finished),
+        scheduled_spec_decode_tokens={},
     )
 
 
-def layer(steering: Steering) -> None:
-    """What every attention layer does, without the attention."""
-    plan = steering.plan
-    if plan is not None:
-        plan.layers_done += sum(rows is not None for rows in plan.by_layer)
+HIDDEN = 8
 
 
 def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor) -> Any:
-    """One step of either runner adapter; returns the (not yet read) model output."""
+    """One step of either runner adapter; returns the (not yet read) model output.
+
+    logits: [requests + side rows, V], what the model's head gives.
+    """
     steering.begin_step(scheduler_output)
-    if steering.plan is not None:
-        order = list(scheduler_output.num_scheduled_tokens)
-        counts = list(scheduler_output.num_scheduled_tokens.values())
-        index = {name: number for number, name in enumerate(order)}
+    counts = list(scheduler_output.num_scheduled_tokens.values())
+    plan, total = steering.plan, sum(counts)
+    if plan is not None:
+        index = {name: i for i, name in enumerate(scheduler_output.num_scheduled_tokens)}
         steering.locate(index, np.concatenate([[0], np.cumsum(counts)]))
-    layer(steering)
+        rows = torch.zeros(total + steering.extra_rows, HIDDEN, device=steering.device)
+        steering.copy_rows(rows, rows[:, 0].long(), rows[None, :, 0].long().repeat(3, 1))
+        steering.before_forward(SimpleNamespace(), rows[:, 0] > 0)
+        plan.layers_done += sum(rows is not None for rows in plan.by_layer)
+        steering.after_forward(rows)
     steering.end_forward()
-    steering.observe(logits)
-    return steering.end_sampling(SimpleNamespace(get_output=lambda: SimpleNamespace()))
+    hidden = torch.zeros(len(counts), HIDDEN, device=steering.device)
+    sampled = steering.logits(hidden, lambda rows: logits[: len(rows)].clone())
+    return steering.end_sampling(
+        SimpleNamespace(get_output=lambda: SimpleNamespace(sampled=sampled))
+    )
 
 
-def test_probe_to_steer(device: str) -> None:
+def test_choice_without_waiting(device: str) -> None:
     torch.manual_seed(0)
     steering = Steering(torch.device(device), range(4))
-    logits = torch.randn(3, VOCAB, device=device)
+    logits = torch.randn(7, VOCAB, device=device)
     requests = [
         new_request("a", 40, AdaptVis(0.5, 2.0, 1.0)),
         new_request("b", 30, AdaptVis(0.5, 2.0, 0.0, confidence="entropy", confidence_decimals=2)),
         new_request("c", 20, ScalingVis(1.5, layers="1-2")),
     ]
     steering.alpha.fill_(float("nan"))
+    chosen = []
     if device == "cuda":
         torch.cuda.synchronize()
     with no_sync(device):
-        probed = step(steering, output({"a": 40, "b": 30, "c": 20}, requests), logits)
-        # Scheduled before anything of the probe is known on the host.
-        steering.begin_step(output({"a": 1, "b": 1, "c": 1}, cached={"a": 39, "b": 29, "c": 20}))
-        steering.locate({"b": 0, "a": 1, "c": 2}, np.array([0, 1, 2, 3]))
+        steering.begin_step(output({}))
+        first = output({"a": 40, "c": 20, "b": 30}, requests)
+        commits = steering.logits
+        steering.logits = lambda *args: (  # type: ignore[method-assign]
+            steering.choosing.commits.append(chosen.append),
+            commits(*args),
+        )[1]
+        done = step(steering, first, logits)
+        del steering.logits
+        # Resumed, before anything of the first step is known on the host.
+        again = output({"a": 40, "b": 1}, cached={"a": 0, "b": 29}, resumed=("a", "b"))
+        steering.begin_step(again)
+        steering.locate({"b": 0, "a": 1}, np.array([0, 1, 41]))
         rows = steering.plan.by_layer[0]
-        layer(steering)
+        steering.plan.layers_done = 4
         steering.end_forward()
-        steering.observe(logits)
-        steered = steering.end_sampling(SimpleNamespace(get_output=lambda: SimpleNamespace()))
-    found = probed.get_output().adaptvis
+        resumed = steering.end_sampling(SimpleNamespace(get_output=lambda: SimpleNamespace()))
+    result = done.get_output()
     probabilities = logits.float().softmax(-1).cpu()
-    assert found["a"] == pytest.approx((probabilities[0].max().item(), 0.5))
-    assert found["b"][1] == 2.0
-    assert not hasattr(steered.get_output(), "adaptvis")
-    assert rows.alpha[rows.slots.long()].tolist() == [0.5, 2.0]
-    assert rows.rows.tolist() == [1, 0]
-    assert rows.kv_lens.tolist() == [40, 30]
+    assert result.adaptvis["a"] == pytest.approx((probabilities[0].max().item(), 0.5))
+    assert result.adaptvis["b"][1] == 2.0
+    # Rows a, c, b; then a low, a high, b low, b high.
+    assert chosen[0].tolist() == [0, 3]
+    assert torch.equal(result.sampled, logits[[3, 1, 6]])
+    assert not hasattr(resumed.get_output(), "adaptvis")
+    alphas = rows.alpha[rows.slots.long()].tolist()
+    found = zip(rows.rows.tolist(), rows.kv_lens.tolist(), rows.own.tolist(), alphas, strict=True)
+    assert sorted(found) == [(0, 30, 0, 2.0), (40, 40, 0, 0.5)]
     with no_sync(device):
         step(steering, output({"a": 1}, cached={"a": 41}, finished=("b", "c")), logits[:1])
     assert set(steering.requests) == {"a"}
+
+
+def test_side_rows_lie_behind_the_batch(device: str) -> None:
+    """With drafts of others and placeholders of its own behind row n."""
+    steering = Steering(torch.device(device), range(3))
+    new = [
+        new_request("a", 40, AdaptVis(0.5, 2.0, 1.0, layers="1")),
+        new_request("b", 30, ScalingVis(3.0)),
+    ]
+    scheduled = output({"x": 4, "a": 43, "b": 30}, new, cached={"x": 50})
+    scheduled.scheduled_spec_decode_tokens = {"x": [1, 2, 3], "a": [-1, -1, -1]}
+    steering.begin_step(scheduled)
+    assert steering.extra_rows == 2
+    steering.locate({"x": 0, "a": 1, "b": 2}, np.array([0, 4, 47, 77]))
+    plan = steering.plan
+    assert plan.tail == slice(77, 79)
+    assert plan.base.tolist() == [43]
+    assert plan.source.tolist() == [43, 43]
+    assert plan.lines.tolist() == [4]  # of 4 + 4 + 1
+    for rows, alphas in zip(plan.by_layer, ([1, 1], [0.5, 2], [1, 1]), strict=True):
+        assert rows.rows.tolist() == [76, 77]
+        assert rows.own.tolist() == [0, 2]
+        assert rows.reqs.tolist() == [2, 1]
+        assert rows.kv_lens.tolist() == [30, 40]
+        first = int(rows.slots[1])
+        assert rows.alpha[first : first + 2].tolist() == alphas
+        assert rows.alpha[rows.slots[0].long()] == 3
+    embeds = torch.arange(79 * 2, device=device).float().view(79, 2)
+    positions = torch.arange(3 * 79, device=device).view(3, 79)
+    steering.copy_rows(embeds, positions, positions[0], None)
+    padding = torch.arange(80, device=device) >= 77
+    features = [torch.arange(80.0, device=device)[:, None]]
+    steering.before_forward(SimpleNamespace(deepstack_input_embeds=features), padding)
+    assert padding.nonzero().flatten().tolist() == [79]  # experts look at side rows
+    assert features[0][77:].flatten().tolist() == [43, 43, 79]
+    assert torch.equal(embeds[77:], embeds[[43, 43]])
+    assert torch.equal(positions[:, 77:], positions[:, [43, 43]])
 
 
 def test_the_guard_works(device: str) -> None:
@@ -172,16 +228,25 @@ def test_slots_are_recycled_and_the_table_grows(device: str) -> None:
         assert found.tolist() == pytest.approx(alphas.tolist())
         assert rows.rows.tolist() == [20 * i + 19 for i in range(150)]
         assert steering._slots_used == 150
-        layer(steering)
+        steering.plan.layers_done = 2
         steering.end_forward()
         steering.end_sampling(SimpleNamespace())
         alphas = alphas[::-1]
 
 
 def test_never_silently_unsteered(device: str) -> None:
-    """A request that passes its last prompt position without its steer step is an error."""
+    """Layers without rows, a choice that nobody made, a prompt that was passed: all errors."""
     steering = Steering(torch.device(device), range(2))
-    logits = torch.zeros(1, VOCAB, device=device)
-    step(steering, output({"a": 20}, [new_request("a", 20, AdaptVis(0.5, 2, 0.5))]), logits)
+    first = output({"a": 20}, [new_request("a", 20, AdaptVis(0.5, 2, 0.5))])
+    steering.begin_step(first)
+    steering.locate({"a": 0}, np.array([0, 20]))
+    steering.plan.layers_done = 1
+    with pytest.raises(RuntimeError, match="1 of 2 layers were steered"):
+        steering.end_forward()
+    steering.choosing = steering.sampling
+    with pytest.raises(RuntimeError, match="without a choice"):
+        steering.end_sampling(SimpleNamespace())
+    steering.pending["a"] = steering.requests["a"]
+    steering.requests["a"].steered = False
     with pytest.raises(RuntimeError, match="without having been steered"):
         steering.begin_step(output({"a": 1}, cached={"a": 20}))

@@ -166,7 +166,7 @@ def test_confidence_is_rounded_before_the_comparison(llama: ReferenceModel) -> N
 def test_no_image_is_a_no_op(llama: ReferenceModel, params: SteeringParams) -> None:
     with Recorder(llama) as recorder:
         answer = llama.generate(NONE, [], params, max_tokens=5, ignore_eos=True)
-    assert len(recorder.embeddings) == 5  # no probe
+    assert len(recorder.embeddings) == 5  # one pass
     assert answer.token_ids == llama.generate(NONE, max_tokens=5, ignore_eos=True).token_ids
     report = answer.report
     assert (report.mode, report.steered, report.reason) == (params.mode, False, "no image")

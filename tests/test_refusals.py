@@ -88,10 +88,10 @@ def test_missing_hook_does_not_start(model: Path) -> None:
     errors = start(
         model,
         f"import {scheduler} as s",
-        "s.Scheduler._advance = s.Scheduler._update_after_schedule",
-        "del s.Scheduler._update_after_schedule",
+        "s.Scheduler._update = s.Scheduler.update_from_output",
+        "del s.Scheduler.update_from_output",
     )
-    assert f"{scheduler}:Scheduler._update_after_schedule" in errors.splitlines()[-1]
+    assert f"{scheduler}:Scheduler.update_from_output" in errors.splitlines()[-1]
 
 
 def test_bad_defaults_do_not_start(model: Path) -> None:
@@ -133,6 +133,7 @@ def test_a_missing_hook_is_named() -> None:
         ("CPU_ATTN", "Attention", {"kv_cache_dtype": "fp8_e4m3"}, "fp8_e4m3"),
         ("FLASHINFER", "Attention", {"kv_cache_dtype": "nvfp4"}, "nvfp4"),
         ("TRITON_ATTN", "Attention", {"kv_cache_dtype": "int8_per_token_head"}, "int8"),
+        ("FLASH_ATTN", "Attention", {"shared": "layers.3"}, r"keys and values of layers\.3"),
     ],
 )
 def test_attention_layers(backend: str, kind: str, changes: dict[str, Any], word: str) -> None:
@@ -140,6 +141,7 @@ def test_attention_layers(backend: str, kind: str, changes: dict[str, Any], word
     layer = type(kind, (), {})()
     layer.attn_backend = SimpleNamespace(get_name=lambda: backend)
     layer.impl, layer.kv_cache_dtype = impl, changes.get("kv_cache_dtype", "auto")
+    layer.kv_sharing_target_layer_name = changes.get("shared")
     before = impl.forward
     with pytest.raises(ValueError, match=word):
         wrap.install({0: ("layers.0", layer)}, Steering(torch.device("cpu"), [0]))

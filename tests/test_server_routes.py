@@ -234,7 +234,7 @@ def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:
         requests("scaling", "none", "no image"): 1,
         requests("off", "none", "mode off"): 3,
         ("adaptvis_confidence_count",): 12,
-        ("adaptvis_extra_tokens_total",): 12,
+        ("adaptvis_side_rows_total",): 24,
         ("adaptvis_refused_requests_total", ("parameter", "alpha")): 2,
         ("adaptvis_refused_requests_total", ("parameter", "unknown")): 2,
     }

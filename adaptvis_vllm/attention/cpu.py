@@ -35,30 +35,48 @@ def compiled() -> bool:
 
 
 def recompute(
-    impl: Any,
     layer: Any,
+    index: int,
+    steering: Any,
     query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     kv_cache: torch.Tensor,
     metadata: Any,
     output: torch.Tensor,
     rows: StepRows,
 ) -> None:
-    """Overwrite output[rows] with steered attention.
+    """Overwrite output[rows] with steered attention, and keep side rows' keys and values.
 
-    query, output: [num_tokens, num_heads, head_dim]. kv_cache: [blocks, kv_heads,
-    block, 2 * head_dim] (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
+    query, output: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads,
+    head_dim]. kv_cache: [blocks, kv_heads, block, 2 * head_dim]
+    (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
     """
+    impl = layer.impl
     shape = (-1, impl.num_heads, impl.head_size)
     output, query, table = output.view(shape), query.view(shape), metadata.block_table
-    options = {
+    options: dict[str, Any] = {
         "scale": impl.scale,
         "window": max(0, impl.sliding_window),
         "soft_cap": impl.logits_soft_cap or 0.0,
         "sinks": None if impl.sinks is None else impl.sinks.float().contiguous(),
     }
+    if rows.num_sides:
+        # As the cache would hold them, and copies: what a layer computed is the next one's memory.
+        shape = (-1, impl.num_kv_heads, impl.head_size)
+        own = [t[rows.sides].reshape(shape).to(kv_cache.dtype, copy=True) for t in (key, value)]
+        options |= {"key": own[0], "value": own[1], "first_side": rows.sides.start}
+        slots = metadata.slot_mapping[steering.plan.base]
+
+        def commit(chosen: torch.Tensor) -> None:
+            kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
+            impl.do_kv_cache_update(layer, *kept, kv_cache, slots)
+
+        steering.plan.commits.append(commit)
     packed = layer.isa == "amx"
+    tensors = (*rows.tensors(), rows.own)
     if compiled():
-        kernel.steer_rows(output, query, kv_cache, table, *rows.tensors(), packed=packed, **options)
+        kernel.steer_rows(output, query, kv_cache, table, *tensors, packed=packed, **options)
     else:
         in_torch(output, query, kv_cache, table, rows, packed, options)
 
@@ -72,31 +90,38 @@ def in_torch(
     packed: bool,
     options: dict[str, Any],
 ) -> None:
-    """What `kernel.steer_rows` does, one row at a time. options: of it and the reference."""
+    """What `kernel.steer_rows` does, one row at a time. options: of it."""
+    options = dict(options)
+    row_key, row_value = (options.pop(name, None) for name in ("key", "value"))
+    first_side = options.pop("first_side", 0)
     for i, kv_len in enumerate(rows.kv_lens.tolist()):
         count = -(-kv_len // kv_cache.shape[2])
         key, value = _split(kv_cache[block_table[int(rows.reqs[i]), :count].long()], packed)
-        row = slice(i, i + 1)
-        one = replace(
-            rows,
-            rows=rows.rows[row],
-            reqs=torch.zeros_like(rows.reqs[row]),
-            kv_lens=rows.kv_lens[row],
-            slots=rows.slots[row],
-            span_starts=rows.span_starts[row],
-            span_lens=rows.span_lens[row],
-        )
-        steered_attention_reference(
-            output,
-            query,
-            key,
-            value,
-            torch.arange(count)[None],
-            *one.tensors(),
-            max_kv_len=kv_len,
-            dtype=torch.float32,
-            **options,
-        )
+        entry = slice(i, i + 1)
+        for j in range(max(1, int(rows.own[i]))):
+            one = replace(
+                rows,
+                rows=rows.rows[entry] + j,
+                reqs=torch.zeros_like(rows.reqs[entry]),
+                kv_lens=rows.kv_lens[entry],
+                slots=rows.slots[entry] + j,
+                span_starts=rows.span_starts[entry],
+                span_lens=rows.span_lens[entry],
+            )
+            if rows.own[i]:
+                place, line = divmod(kv_len - 1, kv_cache.shape[2]), int(one.rows) - first_side
+                key[place], value[place] = row_key[line], row_value[line]
+            steered_attention_reference(
+                output,
+                query,
+                key,
+                value,
+                torch.arange(count)[None],
+                *one.tensors(),
+                max_kv_len=kv_len,
+                dtype=torch.float32,
+                **options,
+            )
 
 
 def _split(blocks: torch.Tensor, packed: bool) -> tuple[torch.Tensor, torch.Tensor]:

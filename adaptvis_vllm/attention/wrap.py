@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from adaptvis_vllm.attention import cpu, paged
-from adaptvis_vllm.plan import StepRows
 from adaptvis_vllm.steps import Steering
 
-# (impl, layer, query, kv_cache, metadata, output, rows): overwrites output's steered rows.
-Recompute = Callable[[Any, Any, torch.Tensor, Any, Any, torch.Tensor, StepRows], None]
+# (layer, its index, steering, query, key, value, kv_cache, metadata, output, rows): overwrites
+# output's steered rows.
+Recompute = Callable[..., None]
 
 # vLLM's `AttentionBackend.get_name()` -> recomputation.
 BACKENDS: dict[str, Recompute] = {
@@ -40,6 +40,9 @@ def refuse(layer_name: str, layer: Any) -> str | None:
     kind = type(layer).__name__
     if kind not in LAYERS:
         return f"layer {layer_name} is a {kind}, which is not supported"
+    shared = getattr(layer, "kv_sharing_target_layer_name", None)
+    if shared is not None:
+        return f"layer {layer_name} uses keys and values of {shared}, which is not supported"
     if getattr(layer.impl, "alibi_slopes", None) is not None:
         return f"layer {layer_name} uses ALiBi, which is not supported"
     dtypes = cpu.CACHE_DTYPES if backend == "CPU_ATTN" else paged.CACHE_DTYPES
@@ -63,10 +66,16 @@ def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
             raise ValueError(f"adaptvis: {reason}")
         if layer.attn_backend.get_name() == "CPU_ATTN":
             cpu.compiled()  # now, and not in somebody's first request
+    lines = [i for i, (_, layer) in layers.items() if recompute_of(layer) is paged.recompute]
+    steering.cache_lines = {index: line for line, index in enumerate(lines)}
+    if lines:
+        steering.caches = paged.caches([layers[index][1] for index in lines])
     for index, (_, layer) in layers.items():
-        layer.impl.forward = steered(
-            layer.impl, index, steering, BACKENDS[layer.attn_backend.get_name()]
-        )
+        layer.impl.forward = steered(layer.impl, index, steering, recompute_of(layer))
+
+
+def recompute_of(layer: Any) -> Recompute:
+    return BACKENDS[layer.attn_backend.get_name()]
 
 
 def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> Callable[..., Any]:
@@ -89,7 +98,8 @@ def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> 
             rows = plan.by_layer[index] if plan.by_layer else None
             if rows is not None:
                 output = kwargs["output"] if "output" in kwargs else args[0]
-                recompute(impl, layer, query, kv_cache, attn_metadata, output, rows)
+                tensors = (query, key, value, kv_cache, attn_metadata, output, rows)
+                recompute(layer, index, steering, *tensors)
                 plan.layers_done += 1
         return result
 

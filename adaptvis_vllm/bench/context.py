@@ -55,7 +55,7 @@ def _measured(
         logits_soft_cap=0.0,
         sinks=None,
     )
-    layer = SimpleNamespace(isa=_get_attn_isa(dtype, BLOCK, dim, "auto"))
+    layer = SimpleNamespace(isa=_get_attn_isa(dtype, BLOCK, dim, "auto"), impl=impl)
     query = torch.randn(1, heads, dim).to(dtype)
     output = torch.empty_like(query)
     blocks = layers[0].shape[0] - 1
@@ -64,7 +64,8 @@ def _measured(
     times: dict[str, list[float]] = {"steer_us": [], "read_us": []}
 
     def recompute(cache: torch.Tensor) -> None:
-        cpu.recompute(impl, layer, query, cache, metadata, output, rows)
+        # A row in its place: its key and value are in the cache.
+        cpu.recompute(layer, 0, None, query, query, query, cache, metadata, output, rows)
 
     with torch.inference_mode():
         for _ in range(repeats + 1):
@@ -110,5 +111,6 @@ def _rows(context: int) -> StepRows:
         span_words=torch.from_numpy(words),
         span_starts=ints(0),
         span_lens=ints(len(words)),
+        own=ints(0),
         max_kv_len=context,
     )

@@ -23,7 +23,10 @@ RUNNER = {
     "model": ("execute_model",),
     "sampling": ("sample_tokens",),
 }
-STEERING = ("begin_step", "locate", "end_forward", "observe", "end_sampling")
+STEERING = (
+    *("begin_step", "locate", "copy_rows", "before_forward", "after_forward", "end_forward"),
+    *("_choose", "commit", "end_sampling"),
+)
 PARTS = ("scheduler", *RUNNER, "attention", "steering rows", "steering plan")
 
 

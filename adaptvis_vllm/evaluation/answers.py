@@ -81,8 +81,7 @@ def answer(
 def computed_tokens(output: Any) -> int:
     """What a finished vLLM `RequestOutput` cost: the last token is sampled, never computed."""
     prompt = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-    probe = output.adaptvis is not None and output.adaptvis["confidence"] is not None
-    return prompt + len(output.outputs[0].token_ids) - 1 + probe
+    return prompt + len(output.outputs[0].token_ids) - 1
 
 
 def check_images(questions: Sequence[Question]) -> None:

@@ -15,8 +15,8 @@ from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.steps import Steering
 
 
-def make_steering(vllm_config: Any, device: Any) -> Steering | None:
-    """Wrap the attention layers of a worker's model; None where prompts hold no images.
+def make_steering(vllm_config: Any, device: Any, model: Any) -> Steering | None:
+    """Wrap attention layers and head of a worker's model; None where prompts hold no images.
 
     ValueError with one sentence for what cannot be steered.
     """
@@ -29,7 +29,21 @@ def make_steering(vllm_config: Any, device: Any) -> Steering | None:
     group = get_tp_group()
     steering = Steering(device, sorted(layers), group.broadcast if group.world_size > 1 else None)
     wrap.install(layers, steering)
+    _wrap_head(model, steering)
     return steering
+
+
+def _wrap_head(model: Any, steering: Steering) -> None:
+    """The logits of side rows are computed with everybody else's: the head is read once."""
+    head = getattr(model.compute_logits, "adaptvis_base", model.compute_logits)
+
+    def compute_logits(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        if steering.choosing is None:
+            return head(hidden_states, *args, **kwargs)
+        return steering.logits(hidden_states, lambda rows: head(rows, *args, **kwargs))
+
+    compute_logits.adaptvis_base = head  # type: ignore[attr-defined]
+    model.compute_logits = compute_logits
 
 
 def attention_layers(vllm_config: Any) -> dict[int, tuple[str, Any]]:

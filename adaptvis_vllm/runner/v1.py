@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.config import CUDAGraphMode
+from vllm.forward_context import get_forward_context
 
+from adaptvis_vllm.plan import StepPlan
 from adaptvis_vllm.runner.install import make_steering
 
 
@@ -15,7 +17,7 @@ def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self.adaptvis = make_steering(self.vllm_config, self.device)
+        self.adaptvis = make_steering(self.vllm_config, self.device, self.get_model())
         self.cudagraph_dispatcher.adaptvis = self.adaptvis
 
     return initialize_kv_cache
@@ -41,55 +43,92 @@ def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = getattr(self, "adaptvis", None)
-        if steering is not None and steering.plan is not None and steering.plan.steers:
+        if steering is not None and steering.plan is not None:
             kwargs["invalid_modes"] = {*(kwargs.get("invalid_modes") or ()), CUDAGraphMode.FULL}
         return original(self, *args, **kwargs)
 
     return dispatch
 
 
+def set_active_loras(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Side rows have the adapter of their request, from the model's forward pass to their logits.
+
+    Not before: token embeddings may have an adapter too, and are looked up for the batch alone.
+    """
+
+    def _set_active_loras(
+        self: Any, prompt_mapping: Any, token_mapping: Any, requests: Any, *args: Any, **kw: Any
+    ) -> Any:
+        steering = getattr(self, "adaptvis", None)
+        kind = args[0] if args else kw.get("mapping_type")
+        if steering is not None and (kind is None or kind.name == "LANGUAGE"):
+
+            def switch(plan: StepPlan | None) -> None:
+                """To a plan's side rows; with None, back to the batch alone."""
+                if plan is None:
+                    original(self, prompt_mapping, token_mapping, requests)
+                    return
+                assert plan.base_np is not None
+                counts = [len(request.alphas) for request in plan.sides]
+                tail = [token_mapping[i] for i in plan.base_np.repeat(counts)]
+                original(self, (*prompt_mapping, *tail), (*token_mapping, *tail), requests)
+
+            steering.switch_loras = switch
+        return original(self, prompt_mapping, token_mapping, requests, *args, **kw)
+
+    return _set_active_loras
+
+
 def prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Rows of the batch are known now; a probe's sampled token is to be discarded."""
+    """Rows of the batch are known now."""
 
     def _prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         steering = self.adaptvis
         if steering is not None and steering.plan is not None:
-            index = self.input_batch.req_id_to_index
             num_reqs = self.input_batch.num_reqs
-            steering.locate(index, self.query_start_loc.np[: num_reqs + 1])
-            if steering.plan.probes:
-                for request in steering.plan.probes:
-                    self.discard_request_mask.np[index[request.req_id]] = True
-                self.discard_request_mask.copy_to_gpu(num_reqs)
+            steering.locate(
+                self.input_batch.req_id_to_index, self.query_start_loc.np[: num_reqs + 1]
+            )
         return result
 
     return _prepare_inputs
 
 
-def sample(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the confidence before the sampler changes the logits.
+def determine_padding(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Side rows lie in what the model takes for padding; there must be enough of it."""
 
-    With drafts in the step a request has a row for each of them; its last one follows them.
-    """
+    def _determine_batch_execution_and_padding(self: Any, num_tokens: int, **kwargs: Any) -> Any:
+        steering = getattr(self, "adaptvis", None)
+        extra = 0 if steering is None else steering.extra_rows
+        assert num_tokens + extra <= self.max_num_tokens
+        return original(self, num_tokens=num_tokens + extra, **kwargs)
 
-    def _sample(
-        self: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        if self.adaptvis is not None:
-            last = spec_decode_metadata and spec_decode_metadata.bonus_logits_indices
-            self.adaptvis.observe(logits, last)
-        return original(self, logits, spec_decode_metadata, *args, **kwargs)
+    return _determine_batch_execution_and_padding
 
-    return _sample
+
+def model_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Side rows in, the chosen ones out."""
+
+    def _model_forward(self: Any, **inputs: Any) -> Any:
+        steering = self.adaptvis
+        if steering is None or not steering.extra_rows:
+            return original(self, **inputs)
+        steering.copy_rows(*(inputs[n] for n in ("input_ids", "inputs_embeds", "positions")))
+        steering.before_forward(self.get_model(), get_forward_context().is_padding)
+        hidden = original(self, **inputs)
+        steering.after_forward(hidden)
+        return hidden
+
+    return _model_forward
 
 
 def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
     """Send confidences and alphas along; on a CPU, spare the generators of discarded rows.
 
-    A row whose token is discarded must not advance a seeded request's generator. vLLM winds
-    it back by an offset, which CPU generators do not have (there any seeded prompt of more
-    than one chunk stops vLLM 0.32), so such rows sample without their generator.
+    vLLM's own fault, steering or not: it winds back the generator of a row whose token is
+    discarded by an offset, which CPU generators do not have (any seeded prompt of more than one
+    chunk stops vLLM 0.32), so such rows sample without their generator.
     """
 
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -103,13 +142,3 @@ def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
         return output if self.adaptvis is None else self.adaptvis.end_sampling(output)
 
     return sample_tokens
-
-
-def get_prompt_logprobs_dict(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Finished prompt logprobs wait for the step that samples."""
-
-    def _get_prompt_logprobs_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
-        results = original(self, *args, **kwargs)
-        return results if self.adaptvis is None else self.adaptvis.hold_prompt_logprobs(results)
-
-    return _get_prompt_logprobs_dict

@@ -12,19 +12,39 @@ from adaptvis_vllm.runner.install import make_steering
 
 
 def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The model, its attention layers and the sampler exist now."""
+    """The model and its attention layers exist now."""
 
     def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self.adaptvis = make_steering(self.vllm_config, self.device)
-        if self.sampler is not None:
-            self.sampler.adaptvis = self.adaptvis
-            self.prompt_logprobs_worker.adaptvis = self.adaptvis
-        if self.rejection_sampler is not None:
-            self.rejection_sampler.adaptvis = self.adaptvis
+        self.adaptvis = make_steering(self.vllm_config, self.device, self.model)
         self.cudagraph_manager.adaptvis = self.adaptvis
+        if self.adaptvis is not None:
+            _fill_inputs(self.model_state, self.model, self.adaptvis)
 
     return initialize_kv_cache
+
+
+def _fill_inputs(state: Any, model: Any, steering: Any) -> None:
+    """Side rows in the model's inputs, which lie in buffers that graphs read too."""
+    if hasattr(state, "adaptvis"):  # the cache is made a second time
+        state.adaptvis = steering
+        return
+    state.adaptvis = steering
+    embeddings, inputs = state.prepare_inputs_embeds, state.prepare_inputs
+
+    def prepare_inputs_embeds(*args: Any, **kwargs: Any) -> Any:
+        rows = embeddings(*args, **kwargs)
+        state.adaptvis.copy_rows(rows)
+        return rows
+
+    def prepare_inputs(input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        more = inputs(input_batch, *args, **kwargs)
+        positions = more.get("positions", input_batch.positions)
+        state.adaptvis.copy_rows(input_batch.input_ids, positions)
+        state.adaptvis.before_forward(model, input_batch.is_padding)
+        return more
+
+    state.prepare_inputs_embeds, state.prepare_inputs = prepare_inputs_embeds, prepare_inputs
 
 
 def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +65,8 @@ def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
             )
         steering.begin_step(scheduler_output)
         result = original(self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs)
+        if steering.extra_rows:
+            steering.after_forward(self.execute_model_state.hidden_states)
         steering.end_forward()
         return result
 
@@ -52,16 +74,11 @@ def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A step with a steered row leaves FULL CUDA graphs.
-
-    Their replay runs no Python, hence no steering, even where one prompt token is left and
-    the step looks like a decode. Leaving costs one eager or piecewise step per request;
-    capturing the kernel would put its launches into every decode step of everybody.
-    """
+    """A step with a steered row leaves FULL CUDA graphs, whose replay runs no Python."""
 
     def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
         steering = getattr(self, "adaptvis", None)
-        if steering is None or steering.plan is None or not steering.plan.steers:
+        if steering is None or steering.plan is None:
             return original(self, *args, **kwargs)
         if not hasattr(self, "adaptvis_candidates"):  # they do not change after its __init__
             self.adaptvis_candidates = {
@@ -75,6 +92,30 @@ def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
     return dispatch
 
 
+def choose_graph(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `dispatch_cg_and_sync_dp`: side rows lie in what the model takes for padding, so they
+    are tokens to graphs and to other data-parallel ranks, and a batch with them no decode."""
+
+    def dispatch_cg_and_sync_dp(
+        cudagraph_manager: Any,
+        num_reqs: int,
+        num_tokens: int,
+        uniform_token_count: int | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        steering = getattr(cudagraph_manager, "adaptvis", None)
+        extra = 0 if steering is None else steering.extra_rows
+        if extra:
+            num_tokens, uniform_token_count = num_tokens + extra, None
+            kwargs |= {"max_query_len": None, "uniform_decode": False}
+        return original(
+            cudagraph_manager, num_reqs, num_tokens, uniform_token_count, *args, **kwargs
+        )
+
+    return dispatch_cg_and_sync_dp
+
+
 def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
     """Rows of the batch are known now."""
 
@@ -83,33 +124,11 @@ def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
         steering = getattr(self, "adaptvis", None)
         if steering is not None and steering.plan is not None:
             index = {req_id: i for i, req_id in enumerate(input_batch.req_ids)}
-            steering.locate(index, input_batch.query_start_loc_np)
+            starts = input_batch.query_start_loc_np[: input_batch.num_reqs + 1]
+            steering.locate(index, starts)
         return result
 
     return prepare_attn
-
-
-def sampler_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Confidence from the raw logits; a probe samples nothing and takes its token back.
-
-    `num_rejected` 1 makes `post_update` rewind the device's count of computed tokens. With
-    drafts in the step a request has a row of logits for each; its last one follows them.
-    """
-
-    def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        steering = getattr(self, "adaptvis", None)
-        if steering is None or steering.sampling is None:
-            return original(self, logits, input_batch, *args, **kwargs)
-        drafts = input_batch.num_draft_tokens
-        steering.observe(logits, input_batch.cu_num_logits[1:] - 1 if drafts else None)
-        output = original(self, logits, input_batch, *args, **kwargs)
-        lines = steering.sampling.probe_lines
-        if lines is not None:
-            output.num_sampled.index_fill_(0, lines, 0)
-            output.num_rejected.index_fill_(0, lines, 1)
-        return output
-
-    return __call__
 
 
 def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,14 +140,3 @@ def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
         return output if steering is None else steering.end_sampling(output)
 
     return sample_tokens
-
-
-def compute_prompt_logprobs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Finished prompt logprobs wait for the step that samples."""
-
-    def compute_prompt_logprobs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        results = original(self, *args, **kwargs)
-        steering = getattr(self, "adaptvis", None)
-        return results if steering is None else steering.hold_prompt_logprobs(results)
-
-    return compute_prompt_logprobs

@@ -20,7 +20,7 @@ from adaptvis_vllm.report import MODE_OFF, NO_IMAGE
 
 REQUESTS = "adaptvis_requests"
 CONFIDENCE = "adaptvis_confidence"
-EXTRA_TOKENS = "adaptvis_extra_tokens"
+SIDE_ROWS = "adaptvis_side_rows"
 REFUSED = "adaptvis_refused_requests"
 UNKNOWN = "unknown"  # REFUSED's parameter for names that do not exist
 BUCKETS = tuple(i / 20 for i in range(1, 21))
@@ -45,7 +45,7 @@ class _Metrics:
         self.confidence = Histogram(
             CONFIDENCE, "Confidence of adaptively steered requests.", buckets=BUCKETS
         )
-        self.extra = Counter(EXTRA_TOKENS, "Prompt tokens computed twice for adaptive steering.")
+        self.side_rows = Counter(SIDE_ROWS, "Rows computed beside those of the batch.")
         self.refused = Counter(REFUSED, "Requests refused for a bad parameter.", ("parameter",))
         for kind in KINDS:
             self.requests.labels(*kind)
@@ -62,7 +62,7 @@ def count_finished(report: dict[str, Any], branch: str) -> None:
     metrics.requests.labels(report["mode"], branch, report["reason"] or "").inc()
     if report["confidence"] is not None:
         metrics.confidence.observe(report["confidence"])
-        metrics.extra.inc()
+        metrics.side_rows.inc(2)
 
 
 def count_refused(field: str) -> None:
@@ -74,14 +74,14 @@ def totals() -> dict[str, Any]:
     """The same figures, of all API server processes, for JSON."""
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-    out: dict[str, Any] = {"requests": [], "extra_tokens": 0, "refused": {}}
+    out: dict[str, Any] = {"requests": [], "side_rows": 0, "refused": {}}
     for family in get_prometheus_registry().collect():
         for sample in family.samples:
             value = int(sample.value)
             if sample.name == f"{REQUESTS}_total" and value:
                 out["requests"].append({**sample.labels, "count": value})
-            elif sample.name == f"{EXTRA_TOKENS}_total":
-                out["extra_tokens"] = value
+            elif sample.name == f"{SIDE_ROWS}_total":
+                out["side_rows"] = value
             elif sample.name == f"{REFUSED}_total" and value:
                 out["refused"][sample.labels["parameter"]] = value
     return out

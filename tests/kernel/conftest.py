@@ -54,19 +54,27 @@ def dot_of_bfloat16(create_dot):
 def load_interpreted() -> ModuleType:
     import triton
 
-    names = [f"{PACKAGE}.{name}" for name in ("steer", "reduce", "launch")]
+    names = [f"{PACKAGE}.{name}" for name in ("steer", "reduce", "commit", "launch")]
     package = importlib.import_module(PACKAGE)
     patch = pytest.MonkeyPatch()
     patch.setattr(triton.knobs.runtime, "interpret", True)
     for name in names:
         patch.delitem(sys.modules, name, raising=False)
     try:
-        return importlib.import_module(names[-1])
+        launch = importlib.import_module(names[-1])
+        launch.commit = importlib.import_module(names[-2])
+        return launch
     finally:
         for name in names:
             sys.modules.pop(name, None)
             vars(package).pop(name.rpartition(".")[2], None)
         patch.undo()
+
+
+@pytest.fixture(scope="session")
+def commit(launch: ModuleType) -> ModuleType:
+    """The module `adaptvis_vllm.kernels.commit`."""
+    return getattr(launch, "commit", None) or importlib.import_module(f"{PACKAGE}.commit")
 
 
 @pytest.fixture(scope="session")

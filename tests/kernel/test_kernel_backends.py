@@ -70,6 +70,7 @@ def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) 
         span_words=torch.from_numpy(np.concatenate(words)).to(device),
         span_starts=ints(np.cumsum([0, *lens[:-1]]).tolist(), device),
         span_lens=ints(lens, device),
+        own=ints([0] * 4, device),
         max_kv_len=max(LENS),
     )
     sinks = torch.randn(HEADS, device=device) if "sinks" in variant else None
@@ -79,6 +80,7 @@ def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) 
         num_heads=HEADS, head_size=DIM, scale=DIM**-0.5, logits_soft_cap=cap, sinks=sinks
     )
     layer = SimpleNamespace(
+        impl=impl,
         kv_cache_dtype=cache,
         sliding_window=window,
         _k_scale=torch.tensor(k_scale, device=device),
@@ -86,7 +88,8 @@ def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) 
     )
     out = torch.full_like(query, float("nan"))
     metadata = SimpleNamespace(block_table=table)
-    paged.recompute(impl, layer, query, kv_cache, metadata, out, rows)
+    none = torch.empty(0)
+    paged.recompute(layer, 0, None, query, none, none, kv_cache, metadata, out, rows)
 
     k, v = values.double().split(DIM, -1)
     for row, token in enumerate(tokens):

@@ -2,8 +2,8 @@
 
 The requests of a question follow one another and share its prompt through the prefix cache, so
 each alpha after the first computes only the block that holds the last prompt token, and its own
-answer. Confidences come from the engine's own probes: of the scaled requests one a measure is
-sent as an adaptive one whose two alphas are the same, which costs one token and reports it.
+answer. Confidences come from the engine itself: of the scaled requests one a measure is sent as
+an adaptive one whose two alphas are the same, which reports it.
 """
 
 from __future__ import annotations
