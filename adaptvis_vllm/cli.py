@@ -93,11 +93,13 @@ def _doctor_model(model: str, image: Path | None, options: Sequence[str]) -> int
 
 def generate(argv: Sequence[str]) -> int:
     """Answer the rows of a JSONL file with a vLLM engine."""
-    # vLLM has a --runner of its own (generate or pooling), so ours is read first.
+    # vLLM has a --runner of its own (auto, generate, ..), so ours is read first.
     early = argparse.ArgumentParser(prog="adaptvis generate", add_help=False, allow_abbrev=False)
-    early.add_argument("--runner", choices=("v1", "v2"))
+    early.add_argument("--runner")
     known, argv = early.parse_known_args(argv)
     chosen = known.runner
+    if chosen is not None and chosen not in ("v1", "v2"):
+        argv, chosen = [*argv, "--runner", chosen], None
     if chosen == "v2" and not _has_gpu():
         from adaptvis_vllm.runner import interpreted
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from adaptvis_vllm.compilation import SWITCHES, settle
 from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.preset import expand
@@ -45,28 +46,29 @@ def engine_parser(prog: str, description: str) -> Any:
 
 
 def engine_options(parser: Any) -> None:
-    """Add all of vLLM's engine options; --model has no default."""
+    """Add all of vLLM's engine options; --model and `compilation.SWITCHES` have no default."""
     from vllm.engine.arg_utils import EngineArgs
 
     EngineArgs.add_cli_args(parser)
-    parser.set_defaults(model=None)
+    parser.set_defaults(model=None, **dict.fromkeys(SWITCHES))
 
 
 def make_llm(args: Namespace, **overrides: Any) -> Any:
     """The `LLM` that the engine options describe; overrides replace some of them.
 
-    On a CPU its KV cache takes a quarter of the free memory unless an option says otherwise.
-    ValueError if there is no model.
+    On a CPU it is eager, and its KV cache takes a quarter of the free memory, unless an option
+    says otherwise. ValueError if there is no model.
     """
+    if args.model is None:
+        raise ValueError("--model is needed")
+    settled = settle(vars(args))
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
     from adaptvis_vllm.offline import cache_bytes
 
-    if args.model is None:
-        raise ValueError("--model is needed")
     values = {
-        **vars(args),
+        **settled,
         "kv_cache_memory_bytes": cache_bytes(args.kv_cache_memory_bytes),
         **overrides,
     }

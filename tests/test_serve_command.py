@@ -106,6 +106,35 @@ def test_cache_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(os.environ["OMP_NUM_THREADS"]) >= 1
 
 
+def test_the_most_replicas_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled up, they must have room."""
+    monkeypatch.setattr("adaptvis_vllm.offline.cache_bytes", lambda given, share: share)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.delenv(name, raising=False)
+    args = parsed("--replicas", "1", "--max-replicas", "4")
+    assert args.kv_cache_memory_bytes == 0.25 / 4
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--max-replicas", "4"),
+        ("--cpus-per-replica", "1"),
+        ("--gpus-per-replica", "0"),
+        ("--max-ongoing-requests", "8"),
+        ("--drain-timeout", "1"),
+    ],
+)
+def test_options_of_replicas_need_some(
+    words: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["serve", str(tmp_path), *words]) == 1
+    assert capsys.readouterr().err.endswith(f"adaptvis serve: {words[0]} needs --replicas\n")
+
+
 def test_plugins() -> None:
     """Our routes are named; whatever would have been loaded without the variable still is."""
     names = command.allowed_plugins(None).split(",")

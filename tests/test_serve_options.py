@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 from typing import Any
 
 import pytest
 
 from adaptvis_vllm.serving import cluster
+from adaptvis_vllm.serving.cluster import run
 from adaptvis_vllm.serving.cluster.deployment import application, resources
 from adaptvis_vllm.serving.cluster.options import check
 from adaptvis_vllm.serving.cluster.run import free
@@ -93,3 +95,34 @@ def test_scaling() -> None:
 def test_arguments_of_the_application(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="args must be"):
         cluster.app(arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--ray-address", "auto"),
+        ("--host", "0.0.0.0"),
+        ("--port", "8001"),
+        ("--ssl-keyfile", "key"),
+    ],
+)
+def test_an_application_is_told_nothing_that_it_would_drop(words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"^{words[0]}:"):
+        cluster.app({"serve": ["some/model", "--replicas", "2", *words]})
+
+
+@pytest.mark.parametrize("most", [(), ("--max-replicas", "4")])
+def test_a_ray_of_our_own_has_this_machines_cores(
+    monkeypatch: pytest.MonkeyPatch, most: tuple[str, ...]
+) -> None:
+    """Shared by as many replicas as there may be."""
+    planned: list[int] = []
+
+    def connected(address: str | None, cpus: int, *_: Any, **__: Any) -> Any:
+        planned.append(cpus)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(run, "connected", connected)
+    assert run.run(options("--port", "0", *most), 1, None) == 0
+    assert planned == [8]

@@ -56,7 +56,6 @@ def pool(settings: Settings) -> dict[str, Any]:
         # Engines that share a machine would all be bound to its first core.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-        env.setdefault("TORCHDYNAMO_DISABLE", "1")
     strategy = ActorPoolStrategy(
         size=settings.workers,
         max_tasks_in_flight_per_actor=CALLS + 2,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.compilation import SWITCHES, settle
 from adaptvis_vllm.options import (
     engine_options,
     engine_parser,
@@ -74,13 +75,22 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
 
     if args.workers < 0:
         raise ValueError(f"--workers must be >= 0, not {args.workers}")
+    for name in ("ray_address", "cpus_per_worker", "gpus_per_worker"):
+        if args.workers == 0 and getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --workers 0")
     if args.model is None:
         raise ValueError("--model is needed")
     if Path(args.model).is_dir():  # workers may have another working directory
         args.model = str(Path(args.model).resolve())
-    chosen = engine_args.from_cli_args(args)
+    settle(vars(args))  # what cannot be is refused here; the workers decide for themselves
+    said = {k: v for k, v in vars(args).items() if k not in SWITCHES or v is not None}
+    chosen = engine_args.from_cli_args(Namespace(**said))
     plain = engine_args(model=chosen.model)
-    engine = {k: v for k, v in vars(chosen).items() if k == "model" or v != getattr(plain, k, None)}
+    engine = {
+        k: v
+        for k, v in vars(chosen).items()
+        if k == "model" or v != getattr(plain, k, None) or (k in SWITCHES and k in said)
+    }
     config = steered_config(engine.get("additional_config"), given_steering(args))
     if config:
         engine["additional_config"] = config

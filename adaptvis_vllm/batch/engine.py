@@ -48,12 +48,15 @@ class VllmEngine:
         self._build()
 
     def _build(self) -> None:
+        from adaptvis_vllm.compilation import settle
+
+        options = settle(self.options)
         from vllm import LLM
 
         from adaptvis_vllm.offline import cache_bytes
 
-        size = cache_bytes(self.options.get("kv_cache_memory_bytes"), self.share)
-        self.llm: Any = LLM(**(self.options | {"kv_cache_memory_bytes": size}))
+        size = cache_bytes(options.get("kv_cache_memory_bytes"), self.share)
+        self.llm: Any = LLM(**(options | {"kv_cache_memory_bytes": size}))
         scheduler = self.llm.llm_engine.vllm_config.scheduler_config
         # Some wait in the engine, so that a finished row's place is taken in the next step.
         self.window = scheduler.max_num_seqs + max(2, scheduler.max_num_seqs // 4)

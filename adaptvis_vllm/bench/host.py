@@ -97,8 +97,7 @@ def environment(kind: str) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if not torch.cuda.is_available():  # there eager mode still compiles, in the first requests
-        values["TORCHDYNAMO_DISABLE"] = "1"
+    if not torch.cuda.is_available():
         # Huge pages: with small ones, a process was up to 8% faster than another all its life.
         values["THP_MEM_ALLOC_ENABLE"] = "1"
     values = {k: os.environ.get(k, v) for k, v in values.items()}

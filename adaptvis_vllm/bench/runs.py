@@ -18,6 +18,7 @@ from adaptvis_vllm.bench.shapes import write_shape
 from adaptvis_vllm.bench.systems import REFERENCE, system
 from adaptvis_vllm.bench.throughput import Engines
 from adaptvis_vllm.bench.workloads import Workload, workload
+from adaptvis_vllm.compilation import settle
 
 SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)
@@ -112,8 +113,8 @@ class Settings:
         if torch.cuda.is_available():
             options["gpu_memory_utilization"] = round(0.9 / engines, 2)
         else:
-            options |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        return options | self.engine
+            options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+        return settle(options | self.engine)
 
     def model_name(self) -> str:
         """For people; of a folder its name alone."""

@@ -19,11 +19,14 @@ def main(argv: Sequence[str], doc: str) -> int:
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.logger import configure_logging_from_args
 
+    from adaptvis_vllm.serving.cluster.options import refuse_without
+
     args, replicas, ray_address = parse(argv, doc)
     configure_logging_from_args(args)
     command = ServeSubcommand()
     command.validate(args)
     if replicas is None and ray_address is None:
+        refuse_without(args)
         command.cmd(args)
         return 0
     from adaptvis_vllm.serving import cluster
@@ -36,6 +39,7 @@ def parse(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, int |
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from adaptvis_vllm.compilation import SWITCHES
     from adaptvis_vllm.options import steering_options
     from adaptvis_vllm.serving.cluster.options import add_options
 
@@ -50,17 +54,21 @@ def parse(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, int |
     add_options(cluster)
     title = "Steering of requests that do not say otherwise"
     steering_options(serve, title, mode="--adaptvis-mode")
-    serve.set_defaults(model=None)  # vLLM's own default is some small model
+    # vLLM's own default is some small model; the others are `compilation.settle`'s to choose.
+    serve.set_defaults(model=None, **dict.fromkeys(SWITCHES))
     args = parser.parse_args(["serve", *argv])
     replicas, ray_address = vars(args).pop("replicas"), vars(args).pop("ray_address")
     if replicas is not None and replicas < 1:
         raise ValueError(f"--replicas must be at least 1, not {replicas}")
-    complete(args, replicas or 1)
+    complete(args, max(replicas or 1, args.max_replicas or 1))
     return args, replicas, ray_address
 
 
 def complete(args: argparse.Namespace, replicas: int) -> None:
-    """Put model, steering and our defaults into the options, in place."""
+    """Put model, steering and our defaults into the options, in place. replicas: at most."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from adaptvis_vllm.compilation import SWITCHES, settle
     from adaptvis_vllm.offline import cache_bytes
     from adaptvis_vllm.options import STEERING, given_steering, steered_config
 
@@ -70,6 +78,9 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
     args.additional_config = steered_config(args.additional_config, given_steering(args))
     for name in STEERING:  # vLLM's own options alone remain
         delattr(args, name)
+    settled = settle(vars(args))
+    for name in SWITCHES:
+        setattr(args, name, settled.get(name, getattr(EngineArgs, name)))
     engines = replicas * (args.data_parallel_size_local or args.data_parallel_size)
     args.kv_cache_memory_bytes = cache_bytes(args.kv_cache_memory_bytes, 0.25 / engines)
     for name, value in environment(engines).items():
@@ -79,8 +90,7 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
 def environment(engines: int = 1) -> dict[str, str]:
     """Variables for every process of a server, where the user has not set them.
 
-    engines: how many share this machine's cores. On a CPU the first requests would be
-    compiled for seconds, and several engines would all be bound to the same cores.
+    engines: how many share this machine's cores: on a CPU all would be bound to the same ones.
     """
     from vllm.platforms import current_platform
 
@@ -89,11 +99,9 @@ def environment(engines: int = 1) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    if current_platform.is_cpu():
-        chosen["TORCHDYNAMO_DISABLE"] = "1"
-        if engines > 1:
-            chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            chosen["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // engines))
+    if current_platform.is_cpu() and engines > 1:
+        chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        chosen["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // engines))
     return chosen
 
 

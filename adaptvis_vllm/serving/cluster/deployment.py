@@ -13,7 +13,7 @@ from uuid import uuid4
 from ray import serve
 
 from adaptvis_vllm.ray_session import worker_env
-from adaptvis_vllm.serving.cluster.options import check
+from adaptvis_vllm.serving.cluster.options import check, check_deployed
 from adaptvis_vllm.serving.cluster.replica import METRICS_FOLDER, Replica
 from adaptvis_vllm.serving.cluster.routing import ROUTER
 
@@ -96,7 +96,8 @@ def from_command(arguments: dict[str, Any]) -> serve.Application:
         raise ValueError(
             f"args must be {{serve: MODEL and options of adaptvis serve}}, not {arguments}"
         )
-    args, replicas, _ = parse(shlex.split(line) if isinstance(line, str) else line)
+    args, replicas, ray_address = parse(shlex.split(line) if isinstance(line, str) else line)
+    check_deployed(args, ray_address)
     metrics = Path(tempfile.gettempdir()) / f"adaptvis-metrics-{uuid4().hex}"
     return application(args, replicas or 1, cpus=1, metrics=str(metrics))
 

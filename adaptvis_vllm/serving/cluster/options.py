@@ -7,9 +7,12 @@ import argparse
 # Requests that a replica takes before its neighbours are asked, then the proxy's queue.
 ONGOING = 256
 DRAIN_S = 60.0
+# Of `vllm serve`: what Serve's own proxies are told.
+PORT = 8000
+TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 
 
-def add_options(group: argparse._ArgumentGroup) -> None:
+def add_options(group: argparse._ActionsContainer) -> None:
     """Add them to a parser's group; `check` reads them."""
     add = group.add_argument
     add("--max-replicas", type=int, help="autoscale from --replicas up to this many")
@@ -27,6 +30,27 @@ def add_options(group: argparse._ArgumentGroup) -> None:
         default=DRAIN_S,
         help="seconds that a replica which is to stop has for its requests",
     )
+
+
+def refuse_without(args: argparse.Namespace) -> None:
+    """ValueError for options that a server without replicas would not read."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if getattr(args, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} needs --replicas")
+
+
+def check_deployed(args: argparse.Namespace, ray_address: str | None) -> None:
+    """ValueError for what an application that Serve's configuration deploys would not read."""
+    if ray_address is not None:
+        raise ValueError("--ray-address: the application runs in the cluster that deploys it")
+    given = [n for n in ("host", *TLS) if getattr(args, n) is not None]
+    if args.port != PORT:
+        given.append("port")
+    if given:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"--{option}: Serve's own configuration says it, in http_options")
 
 
 def check(args: argparse.Namespace, replicas: int) -> None:

@@ -15,7 +15,7 @@ from ray import serve
 
 from adaptvis_vllm.ray_session import connected
 from adaptvis_vllm.serving.cluster.deployment import NAME, application, cpus_here, uses_ray
-from adaptvis_vllm.serving.cluster.options import check
+from adaptvis_vllm.serving.cluster.options import TLS, check
 from adaptvis_vllm.serving.cluster.routing import CALLBACK
 
 STOP_S = 30.0  # an idle replica's
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace, replicas: int, ray_address: str | None) -> int
     check(args, replicas)
     own = ray_address is None
     host = args.host or "0.0.0.0"
-    cpus = cpus_here(replicas) if own else 1.0
+    most = args.max_replicas or replicas
+    cpus = cpus_here(most) if own else 1.0
     if own:
         free(host, args.port)
-    most = args.max_replicas or replicas
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size if uses_ray(args) else 0
     total = math.ceil(most * ((args.cpus_per_replica or cpus) + ranks))
     try:
@@ -84,5 +84,4 @@ def free(host: str, port: int) -> None:
 
 def tls(args: argparse.Namespace) -> dict[str, Any]:
     """vLLM's TLS options in Serve's words."""
-    names = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in TLS if getattr(args, name) is not None}
