@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibration_cases import ALPHAS, flat, made_up, one_alpha, two_alphas, write_questions
+from calibration_cases import (
+    ALPHAS,
+    flat,
+    made_up,
+    one_alpha,
+    questions,
+    two_alphas,
+    write_questions,
+)
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, cli
 from adaptvis_vllm.evaluation.calibration import plots, report
@@ -188,7 +196,13 @@ def test_curves_by_hand() -> None:
 
 def outcome(table: SweepTable) -> report.Outcome:
     return report.Outcome(
-        "made up", "validation", Sweep(table, 1000, 1600), calibrate(table, repeats=2), {}, {}
+        "made up",
+        "validation",
+        questions(len(table.ids)),
+        Sweep(table, 1000, 1600),
+        calibrate(table, repeats=2),
+        {},
+        {},
     )
 
 
@@ -262,6 +276,8 @@ def test_splits(tmp_path: Path) -> None:
         (["--layers", "x"], "layers must be layer numbers"),
         (["--test", "nowhere"], "no such split apart from validation"),
         (["--split", "nowhere"], "has no split 'nowhere'"),
+        (["--test-answers", "DATA/other.jsonl"], "--test-answers needs --answers"),
+        (["--save-answers", "DATA/none/a.jsonl"], "--save-answers: no such folder DATA/none"),
         (["--limit", "0"], "--limit must be >= 1"),
         (["--output", "DATA/none/out"], "must be a folder, new or not, in one that exists"),
         (["--output", "DATA/validation.jsonl"], "must be a folder, new or not"),
@@ -276,6 +292,7 @@ def test_bad_input_is_refused_before_an_engine_starts(
     write_questions(tmp_path, "validation", 1)
     write_questions(tmp_path, "other", 1)
     options = [o.replace("DATA", str(tmp_path)) for o in options]
+    message = message.replace("DATA", str(tmp_path))
     data = ["--data", str(tmp_path), "--model", "none", "--output", str(tmp_path / "out")]
     assert cli.main(["calibrate", *data, *options]) == 1
     error = capsys.readouterr().err

@@ -121,6 +121,7 @@ def calibrated(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     write_questions(folder / "data", "plain", 6, first=16)
     words = ["--data", str(folder / "data"), "--model", "tiny", "-o", str(folder / "out")]
     words += ["--alphas", "0.3,0.5,2,3", "--max-tokens", "3"]
+    words += ["--save-answers", str(folder / "answers.jsonl"), "--layers", "0-1"]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(command, "make_llm", lambda args, **overrides: engine)
@@ -142,6 +143,26 @@ def test_command(calibrated: tuple[Path, str]) -> None:
     assert chosen["params"] == vars(params)
     names = {path.stem for path in (out / "plots").iterdir()}
     assert {"alpha", "confidence", "reliability", "risk_coverage"} <= names
+
+
+def test_saved_answers_give_the_same_calibration(
+    calibrated: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Figure by figure, and the same preset, layers included."""
+    out, _ = calibrated
+    answers = out.parent / "answers.jsonl"
+    assert cli.main(["calibrate", "--answers", str(answers), "-o", str(tmp_path / "again")]) == 0
+    first, again = (
+        json.loads((folder / "calibration.json").read_text())
+        for folder in (out, tmp_path / "again")
+    )
+    assert read_preset(tmp_path / "again/preset.json") == read_preset(out / "preset.json")
+    # What only an engine knows, and where the answers come from.
+    for name in ("benchmark", "split", "facts", "tokens", "transfer", "notes"):
+        assert first.pop(name) != again.pop(name) or name == "notes"
+    assert first == again
+    steered = [c["params"] for c in again["candidates"] if c["params"]["mode"] != "off"]
+    assert {params["layers"] for params in steered} == {"0-1"}
 
 
 @needs_chromium

@@ -12,7 +12,6 @@ from PIL import Image
 
 from adaptvis_vllm.evaluation.question import Question, Source
 from adaptvis_vllm.media import load_image
-from adaptvis_vllm.offline import RowRunner
 from adaptvis_vllm.params import Off, SteeringParams
 from adaptvis_vllm.rows import output_row
 
@@ -54,6 +53,8 @@ def answer(
     progress: a bar on stderr. ValueError names the question that cannot be answered.
     """
     from tqdm import tqdm
+
+    from adaptvis_vllm.offline import RowRunner  # loads vLLM
 
     runner = RowRunner(llm, Path(), logprobs)
     settings = [s or Off() for s in steerings]

@@ -31,14 +31,18 @@ def load(
             raise ValueError(f"--data {data} needs --dataset, one of {', '.join(NAMES)}")
         benchmark = own.from_path(Path(data))
     elif name not in NAMES:
-        hint = nearest(name, NAMES, "")
-        raise ValueError(
-            f"--dataset must be one of {', '.join(NAMES)}, not {name!r}{hint} "
-            "(own data: --data alone)"
-        )
+        raise unknown(name)
     else:
         benchmark = _known(name, data, questions)
     return benchmark if scorer is None else replace(benchmark, scorer=load_scorer(scorer))
+
+
+def unknown(name: str) -> ValueError:
+    """What is wrong with a name that is none of NAMES."""
+    hint = nearest(name, NAMES, "")
+    return ValueError(
+        f"--dataset must be one of {', '.join(NAMES)}, not {name!r}{hint} (own data: --data alone)"
+    )
 
 
 def _known(name: str, data: str | None, questions: str | None) -> Benchmark:

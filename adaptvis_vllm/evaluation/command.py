@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import benchmarks, need
+from adaptvis_vllm.evaluation import answered, benchmarks, need
 from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
 from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.scoring import check_scorer
@@ -17,26 +17,31 @@ from adaptvis_vllm.options import engine_options, engine_parser, make_llm, steer
 
 def main(argv: Sequence[str], doc: str) -> int:
     """0 when every question is answered. Failures are raised."""
-    parser = engine_parser("adaptvis eval", doc)
+    if answered.asked_for(argv):
+        parser = ArgumentParser(prog="adaptvis eval", description=doc)
+        parser.add_argument("--model", metavar="NAME", help="only named in the report")
+    else:
+        parser = engine_parser("adaptvis eval", doc)
+        engine_options(parser)
     _options(parser)
-    engine_options(parser)
     args = parser.parse_args(list(argv))
+    need("jinja2", "matplotlib")
+    if args.answers:
+        from adaptvis_vllm.evaluation.answer_eval import evaluate_answers
+
+        evaluation = evaluate_answers(args)
+        _write(_output(args, evaluation.benchmark.name, evaluation.split), evaluation)
+        return 0
     if args.model is None:
         raise ValueError("--model is needed")
-    need("jinja2", "matplotlib")
     benchmark = benchmarks.chosen(args)
     questions = benchmarks.selected(benchmark, args)
     methods = chosen_methods(args, benchmark)
     split = args.split or benchmark.split
-    output = args.output or Path(f"eval_{benchmark.name}_{split}.json")
-    if not output.parent.is_dir():
-        raise ValueError(f"--output: no such folder {output.parent}")
-    if output.suffix == ".html":
-        raise ValueError(f"--output: {output} names the JSON file; the page is put beside it")
+    output = _output(args, benchmark.name, split)
 
     from adaptvis_vllm.evaluation.answers import answer, check_images
-    from adaptvis_vllm.evaluation.report import page
-    from adaptvis_vllm.evaluation.results import Evaluation, as_json, judge, summary_table
+    from adaptvis_vllm.evaluation.results import Evaluation, judge
 
     check_images(questions)
     check_scorer(benchmark.scorer, questions)
@@ -51,19 +56,44 @@ def main(argv: Sequence[str], doc: str) -> int:
     )
     outcomes = judge(benchmark, questions, methods, answers)
     evaluation = Evaluation(benchmark, split, questions, outcomes, facts(args, questions, llm))
+    _write(output, evaluation)
+    return 0
+
+
+def _output(args: Namespace, name: str, split: str) -> Path:
+    output = args.output or Path(f"eval_{name}_{split}.json")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: no such folder {output.parent}")
+    if output.suffix == ".html":
+        raise ValueError(f"--output: {output} names the JSON file; the page is put beside it")
+    return output
+
+
+def _write(output: Path, evaluation: Any) -> None:
+    from adaptvis_vllm.evaluation.report import page
+    from adaptvis_vllm.evaluation.results import as_json, summary_table
+
     output.write_text(json.dumps(as_json(evaluation), ensure_ascii=False, indent=1) + "\n")
     html = output.with_suffix(".html")
     html.write_text(page(evaluation), encoding="utf-8")
-    print(f"{benchmark.name}, {split}, {len(questions)} questions, {args.model}")
+    facts, name = evaluation.facts, evaluation.benchmark.name
+    of = facts.get("answers", facts["model"])
+    print(f"{name}, {evaluation.split}, {facts['questions']} questions, {of}")
     print(summary_table(evaluation).text())
+    print("".join(f"note: {note}\n" for note in evaluation.notes), end="")
     print(f"{output}\n{html}")
-    return 0
 
 
 def _options(parser: Any) -> None:
     parser.add_argument("-o", "--output", type=Path, help="JSON; the HTML report is put beside it")
     parser.add_argument(
         "--methods", metavar="LIST", help=f"of {','.join(METHODS)}; default: all with a setting"
+    )
+    parser.add_argument(
+        answered.OPTION,
+        nargs="+",
+        metavar="NAME=FILE",
+        help="score these answers, without an engine; several files of one NAME are joined",
     )
     benchmarks.data_options(parser)
     steering_options(parser, "steering; default: the benchmark's published preset", mode=None)

@@ -13,7 +13,8 @@ from adaptvis_vllm.params import Off, SteeringParams
 
 BASE, SCALING, ADAPTIVE = "base", "scaling", "adaptive"
 METHODS = (BASE, SCALING, ADAPTIVE)
-TITLES = {BASE: "base", SCALING: "ScalingVis", ADAPTIVE: "AdaptVis"}
+ORACLE = "oracle"  # of answers under several alphas: always picks the right one
+TITLES = {BASE: "base", SCALING: "ScalingVis", ADAPTIVE: "AdaptVis", ORACLE: "oracle"}
 _NEEDS = {SCALING: ("alpha",), ADAPTIVE: ("alpha_low", "alpha_high", "threshold")}
 _NUMBERS = tuple(name for names in _NEEDS.values() for name in names)
 _PRESETS: dict[str, Mapping[str, Any]] = {SCALING: SCALING_PRESETS, ADAPTIVE: ADAPTIVE_PRESETS}

@@ -44,13 +44,13 @@ def from_path(path: Path, scorer: Scorer = contains) -> Benchmark:
         chance=chance_of(questions),
         splits=splits if len(files) > 1 else {},
         split="" if len(files) > 1 else "all",
-        groups=_groups(questions),
+        groups=groups_of(questions),
     )
 
 
 def _read(path: Path) -> Iterator[Question]:
     names = set()
-    rows = _parquet(path) if path.suffix == ".parquet" else read_lines(path)
+    rows = parquet_rows(path) if path.suffix == ".parquet" else read_lines(path)
     number = 0
     for number, row in enumerate(rows, 1):
         try:
@@ -65,7 +65,7 @@ def _read(path: Path) -> Iterator[Question]:
         raise ValueError(f"{path} holds no questions")
 
 
-def _parquet(path: Path) -> Iterator[Any]:
+def parquet_rows(path: Path) -> Iterator[Any]:
     need("pyarrow")
     import pyarrow
     import pyarrow.parquet as pq
@@ -133,7 +133,7 @@ def _texts(field: str, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _groups(questions: list[Question]) -> tuple[str, ...]:
+def groups_of(questions: list[Question]) -> tuple[str, ...]:
     """Fields that every question has and that have a few different values."""
     names = [n for n in questions[0].meta if all(n in q.meta for q in questions)]
     return tuple(n for n in names if 1 < len({str(q.meta[n]) for q in questions}) <= GROUPS_MAX)

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adaptvis_vllm.evaluation import figures
-from adaptvis_vllm.evaluation.methods import ADAPTIVE, BASE
-from adaptvis_vllm.evaluation.page import Figure, Section, render
+from adaptvis_vllm.evaluation.page import Figure, Section, Table, render
 from adaptvis_vllm.evaluation.results import (
     Evaluation,
     Outcome,
@@ -31,11 +30,16 @@ def page(evaluation: Evaluation) -> str:
     """Self-contained HTML."""
     groups = group_tables(evaluation)
     sections = [
-        Section("Accuracy", tables=[summary_table(evaluation)], figures=_summary(evaluation))
+        Section(
+            "Accuracy",
+            text=evaluation.notes,
+            tables=[summary_table(evaluation)],
+            figures=_summary(evaluation),
+        )
     ]
     if groups:
         sections.append(Section("By group", tables=groups, figures=_groups(evaluation)))
-    if ADAPTIVE in evaluation.outcomes:
+    if drawn := [f for o in evaluation.outcomes.values() for f in _confidence(o)]:
         sections.append(
             Section(
                 "Confidence",
@@ -43,22 +47,12 @@ def page(evaluation: Evaluation) -> str:
                     "AdaptVis takes alpha_low where the unsteered first token's confidence is "
                     "below the threshold, else alpha_high."
                 ],
-                figures=_confidence(evaluation.outcomes[ADAPTIVE], evaluation.outcomes[BASE]),
+                figures=drawn,
             )
         )
     for outcome in evaluation.outcomes.values():
-        if outcome.method != BASE and (outcome.mended or outcome.broken):
-            sections.append(
-                Section(
-                    f"What {outcome.title} changed",
-                    text=[
-                        f"It mended {outcome.mended} answers and broke {outcome.broken}. "
-                        f"The first of each, at most {EXAMPLES} in all:"
-                    ],
-                    figures=_examples(evaluation, outcome),
-                    small=True,
-                )
-            )
+        if outcome.mended or outcome.broken:
+            sections.append(_changes(evaluation, outcome))
     return render(
         f"{evaluation.benchmark.name}: {evaluation.split}",
         sections,
@@ -84,7 +78,7 @@ def _summary(evaluation: Evaluation) -> list[Figure]:
     with figures.style() as plt:
         drawn, axes = plt.subplots()
         for place, outcome in enumerate(outcomes):
-            _bar(axes, place, outcome.accuracy, figures.COLOURS[place])
+            _bar(axes, place, outcome.accuracy, figures.COLOURS[place % len(figures.COLOURS)])
             known = [
                 p
                 for p in evaluation.benchmark.published
@@ -113,7 +107,7 @@ def _summary(evaluation: Evaluation) -> list[Figure]:
         if gained:
             drawn, axes = plt.subplots()
             for place, outcome in enumerate(gained):
-                _bar(axes, place, outcome.gain, figures.COLOURS[place + 1])
+                _bar(axes, place, outcome.gain, figures.COLOURS[(place + 1) % len(figures.COLOURS)])
             axes.axhline(0, color=figures.INK, lw=1)
             _names(axes, gained)
             axes.set(ylabel="gain over base, points")
@@ -152,7 +146,7 @@ def _groups(evaluation: Evaluation) -> list[Figure]:
                     np.arange(len(names)) + (number - (len(outcomes) - 1) / 2) * width,
                     [100 * found[name][0] for name in names],
                     width=0.9 * width,
-                    color=figures.COLOURS[number],
+                    color=figures.COLOURS[number % len(figures.COLOURS)],
                     label=outcome.title,
                 )
             turn = 30 if len(names) > 6 else 0
@@ -166,7 +160,10 @@ def _groups(evaluation: Evaluation) -> list[Figure]:
     return out
 
 
-def _confidence(adaptive: Outcome, base: Outcome) -> list[Figure]:
+def _confidence(adaptive: Outcome) -> list[Figure]:
+    steering, base = adaptive.steering, adaptive.base
+    if steering is None or steering.mode != "adaptive" or base is None:
+        return []
     values = np.array([a.report["confidence"] for a in adaptive.answers], dtype=float)
     known = ~np.isnan(values)
     if not known.any():
@@ -180,29 +177,54 @@ def _confidence(adaptive: Outcome, base: Outcome) -> list[Figure]:
             color=(figures.COLOURS[2], figures.COLOURS[1]),
             label=("base right", "base wrong"),
         )
-        threshold = adaptive.steering.threshold
-        axes.axvline(threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
+        axes.axvline(steering.threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel=f"confidence ({adaptive.steering.confidence})", ylabel="questions")
+        axes.set(xlabel=f"confidence ({steering.confidence})", ylabel="questions")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3)
-        return [figures.figure(drawn, "Confidence of the unsteered first token")]
+        title = "Confidence of the unsteered first token"
+        return [figures.figure(drawn, title, adaptive.title)]
 
 
-def _examples(evaluation: Evaluation, outcome: Outcome) -> list[Figure]:
-    base = evaluation.outcomes[BASE]
+def _changes(evaluation: Evaluation, outcome: Outcome) -> Section:
+    """The first questions that an outcome mended and broke, as pictures or else as a table."""
+    assert outcome.base is not None
+    numbers = _examples(outcome)
+    text = (
+        f"It mended {outcome.mended} answers and broke {outcome.broken}, against "
+        f"{outcome.base.title}. The first of each, at most {EXAMPLES} in all:"
+    )
+    title = f"What {outcome.title} changed"
+    if all(evaluation.questions[n].images for n in numbers):
+        shown = [_example(evaluation, outcome, n) for n in numbers]
+        return Section(title, text=[text], figures=shown, small=True)
+    rows = []
+    for number in numbers:
+        question = evaluation.questions[number]
+        was, is_now = (o.answers[number].text.strip()[:80] for o in (outcome.base, outcome))
+        verdict = "mended" if outcome.right[number] else "broken"
+        rows.append([verdict, question.question[:80], question.answers[0], was, is_now])
+    heads = ["", "question", "right", outcome.base.title, outcome.title]
+    return Section(title, text=[text], tables=[Table(heads, rows)])
+
+
+def _examples(outcome: Outcome) -> list[int]:
+    base = outcome.base
+    assert base is not None
     mended = np.flatnonzero(outcome.right & ~base.right).tolist()
     broken = np.flatnonzero(base.right & ~outcome.right).tolist()
     half = EXAMPLES // 2
     few = min(len(broken), max(half, EXAMPLES - len(mended)))
-    out = []
-    for number in mended[: EXAMPLES - few] + broken[:few]:
-        question = evaluation.questions[number]
-        was, is_now = (o.answers[number].text.strip()[:80] for o in (base, outcome))
-        verdict = "mended" if outcome.right[number] else "broken"
-        caption = f"{question.answers[0]} is right. Base: {was!r}. {outcome.title}: {is_now!r}."
-        picture = _thumbnail(load_image(question.images[0], Path(), "image"))
-        out.append(Figure(picture, f"{verdict}: {question.question}", caption))
-    return out
+    return mended[: EXAMPLES - few] + broken[:few]
+
+
+def _example(evaluation: Evaluation, outcome: Outcome, number: int) -> Figure:
+    assert outcome.base is not None
+    question = evaluation.questions[number]
+    was, is_now = (o.answers[number].text.strip()[:80] for o in (outcome.base, outcome))
+    verdict = "mended" if outcome.right[number] else "broken"
+    caption = f"{question.answers[0]} is right. Base: {was!r}. {outcome.title}: {is_now!r}."
+    picture = _thumbnail(load_image(question.images[0], Path(), "image"))
+    return Figure(picture, f"{verdict}: {question.question}", caption)
 
 
 def _thumbnail(image: Image.Image) -> bytes:

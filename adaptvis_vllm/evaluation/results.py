@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptvis_vllm.evaluation import breakdown
 from adaptvis_vllm.evaluation.answers import Answer
+from adaptvis_vllm.evaluation.breakdown import Part
 from adaptvis_vllm.evaluation.methods import BASE, TITLES
 from adaptvis_vllm.evaluation.page import Table
 from adaptvis_vllm.evaluation.question import Benchmark, Question
@@ -23,13 +25,17 @@ from adaptvis_vllm.params import SteeringParams
 class Outcome:
     """One method on the N questions.
 
-    right: [N] bool. gain: accuracy minus the base's, paired; None for the base itself.
+    method: of METHODS, `ORACLE`, or "" where a file's answers are of none that is known; so is
+    steering None. base: what it is compared with; None for a base itself.
+    right: [N] bool. gain: accuracy minus the base's, paired.
     mended, broken: questions that only this method, or only the base, answers rightly.
     figures: of the benchmark's metrics.
     """
 
+    title: str
     method: str
-    steering: SteeringParams
+    steering: SteeringParams | None
+    base: Outcome | None = field(repr=False, compare=False)
     answers: Sequence[Answer]
     right: NDArray[np.bool_]
     accuracy: Interval
@@ -37,10 +43,6 @@ class Outcome:
     mended: int
     broken: int
     figures: Mapping[str, float | None]
-
-    @property
-    def title(self) -> str:
-        return TITLES[self.method]
 
     @property
     def reports(self) -> dict[str, int]:
@@ -55,13 +57,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """questions: the N that were asked. facts: model, versions and the like."""
+    """questions: the N that were asked. facts: model, versions and the like. notes: sentences
+    about what was left out."""
 
     benchmark: Benchmark
     split: str
     questions: Sequence[Question]
     outcomes: Mapping[str, Outcome]
     facts: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
 
 def judge(
@@ -74,23 +78,41 @@ def judge(
     outcomes: dict[str, Outcome] = {}
     for column, (method, steering) in enumerate(steerings.items()):
         own = [row[column] for row in answers]
-        right = np.array(
-            [bool(benchmark.scorer(q, a.text)) for q, a in zip(questions, own, strict=True)]
-        )
-        base = right if method == BASE else outcomes[BASE].right
-        figures = benchmark.metrics(questions, right.tolist()) if benchmark.metrics else {}
-        outcomes[method] = Outcome(
-            method=method,
-            steering=steering,
-            answers=own,
-            right=right,
-            accuracy=interval(right),
-            gain=None if method == BASE else paired(base, right),
-            mended=int((right & ~base).sum()),
-            broken=int((base & ~right).sum()),
-            figures=figures,
+        base = None if method == BASE else outcomes[BASE]
+        outcomes[method] = score(
+            benchmark, questions, own, method=method, steering=steering, base=base
         )
     return outcomes
+
+
+def score(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    *,
+    method: str,
+    steering: SteeringParams | None,
+    base: Outcome | None,
+    title: str = "",
+) -> Outcome:
+    """[N] answers to the [N] questions. base: what they are compared with. The rest as there."""
+    right = np.array(
+        [bool(benchmark.scorer(q, a.text)) for q, a in zip(questions, answers, strict=True)]
+    )
+    before = right if base is None else base.right
+    return Outcome(
+        title=title or TITLES[method],
+        method=method,
+        steering=steering,
+        base=base,
+        answers=answers,
+        right=right,
+        accuracy=interval(right),
+        gain=None if base is None else paired(before, right),
+        mended=int((right & ~before).sum()),
+        broken=int((before & ~right).sum()),
+        figures=benchmark.metrics(questions, right.tolist()) if benchmark.metrics else {},
+    )
 
 
 def summary_table(evaluation: Evaluation) -> Table:
@@ -131,19 +153,34 @@ def summary_table(evaluation: Evaluation) -> Table:
 def group_tables(evaluation: Evaluation) -> list[Table]:
     """Accuracy by each of the benchmark's groups, a column per method."""
     tables = []
-    for field in evaluation.benchmark.groups:
+    for name in evaluation.benchmark.groups:
         by = {
-            o.title: by_group(evaluation.questions, o.right.tolist(), field)
+            o.title: by_group(evaluation.questions, o.right.tolist(), name)
             for o in evaluation.outcomes.values()
         }
         first = next(iter(by.values()))
         if len(first) > 1:
             rows = [
-                [name, str(count), *(percent(groups[name][0]) for groups in by.values())]
-                for name, (_, count) in first.items()
+                [value, str(count), *(percent(groups[value][0]) for groups in by.values())]
+                for value, (_, count) in first.items()
             ]
-            tables.append(Table([field, "questions", *by], rows, title=f"By {field}"))
-    return tables
+            tables.append(Table([name, "questions", *by], rows, title=f"By {name}"))
+    return tables + [breakdown.table(found, what) for what, found in parts(evaluation).items()]
+
+
+def parts(evaluation: Evaluation) -> dict[str, list[Part]]:
+    """By right answer, unless one of the benchmark's groups is that, and by confidence."""
+    columns = {o.title: o.right for o in evaluation.outcomes.values()}
+    questions, out = evaluation.questions, {}
+    right = [q.answers[0].lower() for q in questions]
+    if not any([q.meta.get(g) for q in questions] == right for g in evaluation.benchmark.groups):
+        out["answer"] = breakdown.by_answer(questions, columns)
+    for outcome in evaluation.outcomes.values():
+        if outcome.steering is not None and outcome.steering.mode == "adaptive":
+            values = np.array([a.report["confidence"] for a in outcome.answers], dtype=float)
+            out[outcome.steering.confidence] = breakdown.by_confidence(values, columns)
+            break
+    return {what: found for what, found in out.items() if found}
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -151,7 +188,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     benchmark = evaluation.benchmark
     methods = {
         name: {
-            "steering": asdict(o.steering),
+            "steering": None if o.steering is None else asdict(o.steering),
+            "over": None if o.base is None else o.base.title,
             "accuracy": asdict(o.accuracy),
             "gain": None if o.gain is None else asdict(o.gain),
             "mended": o.mended,
@@ -192,15 +230,17 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "questions": len(evaluation.questions),
         "chance": benchmark.chance,
         "facts": dict(evaluation.facts),
+        "notes": list(evaluation.notes),
         "methods": methods,
+        "parts": {what: [p.as_json() for p in found] for what, found in parts(evaluation).items()},
         "published": [asdict(p) for p in benchmark.published],
         "answers": answers,
     }
 
 
-def setting(params: SteeringParams) -> str:
+def setting(params: SteeringParams | None) -> str:
     """The numbers of a setting in few characters."""
-    if params.mode == "off":
+    if params is None or params.mode == "off":
         return ""
     if params.mode == "scaling":
         return f"alpha {params.alpha:g}"

@@ -50,9 +50,13 @@ def assemble(rows: Iterable[Any], where: str, picture: Any) -> Benchmark:
             raise ValueError(f"{where}, row {number}: {error}") from None
     if not questions:
         raise ValueError(f"{where} holds no questions")
+    return benchmark_of(tuple(questions))
+
+
+def benchmark_of(questions: tuple[Question, ...]) -> Benchmark:
     return Benchmark(
         name="vsr",
-        questions=tuple(questions),
+        questions=questions,
         scorer=yes_no,
         metrics=judgement,
         preset="vsr",

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from adaptvis_vllm.evaluation.published import published
 from adaptvis_vllm.evaluation.question import Benchmark, Question, Source, chance_of
-from adaptvis_vllm.evaluation.question_files import Asked, read_questions
+from adaptvis_vllm.evaluation.question_files import Asked, choices_of, read_questions
 from adaptvis_vllm.evaluation.scoring import contains, pairs_and_sets
 from adaptvis_vllm.evaluation.splits import validation_and_test
 
@@ -24,6 +24,9 @@ _CAPTION = re.compile(
     r"an? (?P<subject>.+?) (?:on|under|to the left of|to the right of|in front of|behind) an? "
     r"(?P<reference>.+)",
     re.IGNORECASE,
+)
+_ASKED = re.compile(
+    r"Where (?:is|are) the (?P<subject>.+?) in relation to the (?P<reference>.+?)\?"
 )
 
 
@@ -156,7 +159,12 @@ def assemble(part: Part, asked: Sequence[Asked], annotations: Sequence[Annotatio
         raise ValueError(
             f"{part.name} has {len(asked)} questions but {len(annotations)} annotated pictures"
         )
-    questions = tuple(_question(part, a, n) for a, n in zip(asked, annotations, strict=True))
+    return benchmark_of(
+        part, tuple(_question(part, a, n) for a, n in zip(asked, annotations, strict=True))
+    )
+
+
+def benchmark_of(part: Part, questions: tuple[Question, ...]) -> Benchmark:
     return Benchmark(
         name=part.name,
         questions=questions,
@@ -169,6 +177,21 @@ def assemble(part: Part, asked: Sequence[Asked], annotations: Sequence[Annotatio
         split="test",
         groups=("relation",),
     )
+
+
+def without_pictures(part: Part, question: Question) -> Question:
+    """A question of a part with the relation and the set that its own words tell."""
+    meta = {"relation": question.answers[0].lower(), **question.meta}
+    if part.opposites and "set" not in meta:
+        found = _ASKED.match(question.question)
+        if found is None or meta["relation"] not in {r for pair in part.opposites for r in pair}:
+            raise ValueError(
+                f"question {question.id} is none of {part.name}: {question.question!r:.80}, "
+                f"{question.answers[0]!r:.40}"
+            )
+        meta["set"] = (found["subject"].lower(), found["reference"].lower())
+    choices = question.choices or choices_of(question.question)
+    return replace(question, choices=choices, meta=meta)
 
 
 def _question(part: Part, asked: Asked, annotation: Annotation) -> Question:

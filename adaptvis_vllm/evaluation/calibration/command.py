@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import benchmarks, need
+from adaptvis_vllm.evaluation import answered, benchmarks, need
+from adaptvis_vllm.evaluation.answer_files import write_answers
 from adaptvis_vllm.evaluation.question import Benchmark, Question
 from adaptvis_vllm.fields import SPANS
 from adaptvis_vllm.options import engine_options, engine_parser, make_llm
@@ -21,29 +22,49 @@ CPU_BLOCK = 32  # the smallest of vLLM's CPU attention; what is shared ends at a
 
 def main(argv: Sequence[str], doc: str) -> int:
     """0 when the files are written, whatever the answer. Failures are raised."""
-    parser = engine_parser("adaptvis calibrate", doc)
+    if answered.asked_for(argv):
+        parser = ArgumentParser(prog="adaptvis calibrate", description=doc)
+        parser.add_argument("--model", metavar="NAME", help="only named in the report")
+    else:
+        parser = engine_parser("adaptvis calibrate", doc)
+        engine_options(parser)
     _options(parser)
-    engine_options(parser)
     args = parser.parse_args(list(argv))
+    need("jinja2", "matplotlib")
+    if args.save_answers:
+        answered.check_output(args.save_answers, "--save-answers")
+    folder = args.output
+    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"--output: {folder} must be a folder, new or not, in one that exists")
+    if args.answers:
+        from adaptvis_vllm.evaluation.calibration.from_files import calibrate_answers
+
+        outcome = calibrate_answers(args)
+    else:
+        outcome = _engine(args)
+    _write(folder, outcome)
+    _print(folder, outcome)
+    return 0
+
+
+def _engine(args: Namespace) -> Any:
+    """The outcome of a sweep on an engine."""
     if args.model is None:
         raise ValueError("--model is needed")
-    need("jinja2", "matplotlib")
+    if args.test_answers:
+        raise ValueError("--test-answers needs --answers")
 
-    from adaptvis_vllm.evaluation.calibration.sweep import check_alphas
+    from adaptvis_vllm.evaluation.calibration.sweep import ALPHAS, check_alphas
 
-    alphas = check_alphas(_numbers(args.alphas))
-    steering = ScalingVis(1.0, layers=args.layers, span=args.span)
+    alphas = check_alphas(ALPHAS if args.alphas is None else numbers(args.alphas))
+    steering = ScalingVis(1.0, layers=args.layers, span=args.span or SPANS[0])
     benchmark = benchmarks.chosen(args)
     split, tests = splits(benchmark, args.split, args.test)
     questions = _select(benchmark, args, split)
     others = {name: _select(benchmark, args, name) for name in tests}
-    folder = args.output
-    if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"--output: {folder} must be a folder, new or not, in one that exists")
 
     from adaptvis_vllm.evaluation.answers import check_images
-    from adaptvis_vllm.evaluation.calibration import plots, report
-    from adaptvis_vllm.evaluation.calibration.grid import best
+    from adaptvis_vllm.evaluation.calibration import report
     from adaptvis_vllm.evaluation.calibration.selection import calibrate
     from adaptvis_vllm.evaluation.calibration.sweep import sweep
     from adaptvis_vllm.evaluation.calibration.transfer import transfer
@@ -61,36 +82,48 @@ def main(argv: Sequence[str], doc: str) -> int:
         span=steering.span,
         **common,
     )
-    table = swept.table
-    found = calibrate(table)
+    if args.save_answers:
+        write_answers(args.save_answers, answered.rows_of(questions, swept.table))
+    found = calibrate(swept.table)
     different = [c for c in found.candidates if c.family == "base" or c.params.mode != "off"]
     transfers = {
         name: transfer(llm, part, benchmark.scorer, different, **common)
         for name, part in others.items()
     }
-    outcome = report.Outcome(
-        benchmark.name, split, swept, found, transfers, facts(args, questions, llm)
+    return report.Outcome(
+        benchmark.name, split, questions, swept, found, transfers, facts(args, questions, llm)
     )
-    drawn = plots.draw(table, best(table.scores, table.confidences, table.alphas))
-    _write(folder, outcome, drawn)
-    for part in (report.validation_table(outcome), *report.transfer_tables(outcome)):
-        print(part.text() + "\n")
-    print("\n".join([report.cost(outcome), report.resolution(outcome)]))
-    print("".join(f"warning: {warning}\n" for warning in found.warnings), end="")
-    print(report.verdict(outcome))
-    print(f"{folder / 'preset.json'}\n{folder / 'report.html'}\n{folder / 'calibration.json'}")
-    return 0
 
 
-def _write(folder: Path, outcome: Any, drawn: Any) -> None:
-    from dataclasses import asdict
-
+def _print(folder: Path, outcome: Any) -> None:
     from adaptvis_vllm.evaluation.calibration import report
 
+    for part in (report.validation_table(outcome), *report.transfer_tables(outcome)):
+        print(part.text() + "\n")
+    sentences = [
+        report.cost(outcome),
+        report.resolution(outcome),
+        *report.ceilings(outcome),
+        *(f"note: {note}" for note in outcome.notes),
+        *(f"warning: {warning}" for warning in outcome.calibration.warnings),
+        report.verdict(outcome),
+    ]
+    print("\n".join(filter(None, sentences)))
+    print(f"{folder / 'preset.json'}\n{folder / 'report.html'}\n{folder / 'calibration.json'}")
+
+
+def _write(folder: Path, outcome: Any) -> None:
+    from dataclasses import asdict
+
+    from adaptvis_vllm.evaluation.calibration import plots, report
+    from adaptvis_vllm.evaluation.calibration.grid import best
+
+    table = outcome.sweep.table
+    drawn = plots.draw(table, best(table.scores, table.confidences, table.alphas))
     plots_folder = folder / "plots"
     plots_folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
-        svg = figure.content.replace("currentColor", "#1c2330")
+        svg = str(figure.svg).replace("currentColor", "#1c2330")
         (plots_folder / f"{name}.svg").write_text(svg, encoding="utf-8")
     (folder / "report.html").write_text(report.page(outcome, drawn), encoding="utf-8")
     text = json.dumps(report.as_json(outcome), ensure_ascii=False, indent=1)
@@ -114,14 +147,30 @@ def _options(parser: Any) -> None:
     add = parser.add_argument
     default = ",".join(f"{alpha:g}" for alpha in ALPHAS)
     add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="for all files")
-    add("--alphas", default=default, metavar="LIST", help=f"1 is always among them; {default}")
-    add("--layers", default="all", help="that are steered, such as 0-31; default all")
-    add("--span", choices=SPANS, default=SPANS[0])
+    add("--alphas", metavar="LIST", help=f"1 is always among them; default {default}")
+    add("--layers", help="that are steered, such as 0-31; default all")
+    add("--span", choices=SPANS, help=f"default {SPANS[0]}")
     add(
         "--test",
         metavar="SPLITS",
         help="to try the result on, with commas, or none; default: every other split",
     )
+    add(
+        answered.OPTION,
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="calibrate from these answers, without an engine: rows with answers under several "
+        "alphas, or result files of the paper's code, one a weight",
+    )
+    add(
+        "--test-answers",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="the same, to try the result on",
+    )
+    add("--save-answers", type=Path, metavar="FILE", help=f"JSONL for {answered.OPTION}")
     benchmarks.data_options(parser)
 
 
@@ -156,7 +205,7 @@ def _select(benchmark: Benchmark, args: Namespace, split: str) -> tuple[Question
     return benchmarks.selected(benchmark, Namespace(**vars(args) | {"split": split}))
 
 
-def _numbers(text: str) -> list[Any]:
+def numbers(text: str) -> list[Any]:
     out: list[Any] = []
     for part in text.split(","):
         try:

@@ -101,7 +101,7 @@ def best(
     pairs = away[:, None] + away[None, :]
     same = np.eye(len(alphas), dtype=bool)  # alpha_low = alpha_high is no adaptive setting
     found = []
-    for number, kind in enumerate(CONFIDENCES):
+    for number, kind in enumerate(k for k in CONFIDENCES if k in confidences):
         at = thresholds(confidences[kind])
         if not len(at) or len(alphas) < 2:
             continue

@@ -16,7 +16,6 @@ from adaptvis_vllm.evaluation.calibration.curves import (
 from adaptvis_vllm.evaluation.calibration.grid import Best, adaptive_sums
 from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.page import Figure
-from adaptvis_vllm.fields import CONFIDENCES
 
 FIRST = 10  # questions, below which a risk says nothing
 ALL, UNSURE, SURE = figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
@@ -32,22 +31,26 @@ def _all(plt: Any, table: SweepTable, best: Best) -> Iterator[tuple[str, Figure]
     yield "alpha", _over_alpha(plt, table, best)
     if best.measure:
         yield "heatmap", _heat_map(plt, table, best)
-    yield "confidence", _histograms(plt, table, best)
+    if table.measures:
+        yield "confidence", _histograms(plt, table, best)
     if best.measure:
         yield "threshold", _over_threshold(plt, table, best)
-    yield "risk_coverage", _risk_coverage(plt, table)
-    yield "reliability", _reliability(plt, table)
+    if table.measures:
+        yield "risk_coverage", _risk_coverage(plt, table)
+    if "max_prob" in table.measures:
+        yield "reliability", _reliability(plt, table)
 
 
 def _over_alpha(plt: Any, table: SweepTable, best: Best) -> Figure:
     drawn, axes = plt.subplots()
-    confidence = table.confidences["max_prob"]
-    order = np.argsort(confidence, kind="stable")
-    half = len(order) // 2
-    parts = [
-        ("least certain half", order[:half], UNSURE),
-        ("most certain half", order[half:], SURE),
-    ]
+    parts = []
+    if table.measures:
+        order = np.argsort(table.confidences[table.measures[0]], kind="stable")
+        half = len(order) // 2
+        parts = [
+            ("least certain half", order[:half], UNSURE),
+            ("most certain half", order[half:], SURE),
+        ]
     for name, part, colour in parts:
         if len(part):
             axes.plot(
@@ -75,8 +78,13 @@ def _over_alpha(plt: Any, table: SweepTable, best: Best) -> Figure:
         drawn,
         "Accuracy over alpha",
         "One alpha for all questions; band: 95% bootstrap interval; circle: the best; dotted: no "
-        "steering. Dashed: halves of the questions by max_prob. AdaptVis can gain where the halves "
-        "rise in different directions.",
+        "steering."
+        + (
+            f" Dashed: halves of the questions by {table.measures[0]}. AdaptVis can gain where the "
+            "halves rise in different directions."
+            if parts
+            else ""
+        ),
     )
 
 
@@ -139,9 +147,13 @@ def _heat_map(plt: Any, table: SweepTable, best: Best) -> Figure:
 def _histograms(plt: Any, table: SweepTable, best: Best) -> Figure:
     right = table.scores[:, table.plain] >= 0.5
     drawn, all_axes = plt.subplots(
-        len(CONFIDENCES), sharex=True, figsize=(figures.WIDTH, figures.HEIGHT * 1.25)
+        len(table.measures),
+        sharex=True,
+        squeeze=False,
+        figsize=(figures.WIDTH, figures.HEIGHT * 1.25),
     )
-    for axes, kind in zip(all_axes, CONFIDENCES, strict=True):
+    all_axes = all_axes[:, 0]
+    for axes, kind in zip(all_axes, table.measures, strict=True):
         values = table.confidences[kind]
         for part, colour, label in ((right, SURE, "right"), (~right, UNSURE, "wrong")):
             axes.hist(
@@ -178,7 +190,7 @@ def _all_handles(all_axes: Any) -> tuple[list[Any], list[str]]:
 def _over_threshold(plt: Any, table: SweepTable, best: Best) -> Figure:
     drawn, axes = plt.subplots()
     plain = 100 * table.scores[:, table.plain].mean()
-    for kind, colour in zip(CONFIDENCES, figures.COLOURS, strict=False):
+    for kind, colour in zip(table.measures, figures.COLOURS, strict=False):
         at, accuracy, _ = over_threshold(table, kind, best.low, best.high)
         strong = kind == best.measure
         axes.step(
@@ -199,7 +211,7 @@ def _over_threshold(plt: Any, table: SweepTable, best: Best) -> Figure:
 
 def _risk_coverage(plt: Any, table: SweepTable) -> Figure:
     drawn, axes = plt.subplots()
-    for kind, colour in zip(CONFIDENCES, figures.COLOURS, strict=False):
+    for kind, colour in zip(table.measures, figures.COLOURS, strict=False):
         curve = risk_coverage(table, kind)
         shown = slice(min(FIRST, len(table.ids)) - 1, None)
         axes.plot(

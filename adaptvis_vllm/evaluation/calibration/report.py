@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from adaptvis_vllm.evaluation import breakdown
+from adaptvis_vllm.evaluation.breakdown import Part
+from adaptvis_vllm.evaluation.calibration.ceiling import Ceiling, ceiling, oracle, sentence
 from adaptvis_vllm.evaluation.calibration.curves import reliability, risk_coverage
 from adaptvis_vllm.evaluation.calibration.grid import adaptive_sums, thresholds
-from adaptvis_vllm.evaluation.calibration.selection import Calibration, describe, points
+from adaptvis_vllm.evaluation.calibration.selection import (
+    Calibration,
+    Candidate,
+    describe,
+    points,
+)
 from adaptvis_vllm.evaluation.calibration.sweep import Sweep
+from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.calibration.transfer import Result
 from adaptvis_vllm.evaluation.methods import TITLES
 from adaptvis_vllm.evaluation.page import Figure, Section, Table, render
+from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.results import percent, with_interval
-from adaptvis_vllm.fields import CONFIDENCES
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All of it. benchmark, split: what was calibrated on. transfers: by test split.
+    """All of it. benchmark, split, questions: what was calibrated on. transfers: by test split.
 
-    facts: model, versions and the like.
+    facts: model, versions and the like. tests: tables of those test splits whose answers are
+    known under every alpha. notes: sentences about what was left out.
     """
 
     benchmark: str
     split: str
+    questions: Sequence[Question]
     sweep: Sweep
     calibration: Calibration
     transfers: Mapping[str, Sequence[Result]]
     facts: Mapping[str, Any]
+    tests: Mapping[str, SweepTable] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """On the questions of the sweep, against the chosen setting, cross-validated."""
+        return ceiling(self.sweep.table, self.calibration.chosen.held)
+
+    def test_ceiling(self, name: str) -> Ceiling:
+        """On one of `tests`, against the chosen setting."""
+        table = self.tests[name]
+        return ceiling(table, table.scores_of(self.calibration.chosen.params))
+
+    def parts(self) -> dict[str, list[Part]]:
+        """By right answer and by confidence: each alpha, the chosen setting, the oracle."""
+        table, chosen = self.sweep.table, self.calibration.chosen
+        columns = {f"alpha {a:g}": table.scores[:, i] for i, a in enumerate(table.alphas)}
+        if chosen.family != "base":
+            columns[f"{TITLES[chosen.family]}, cross-validated"] = chosen.held
+        columns["oracle"] = oracle(table)
+        out = {"answer": breakdown.by_answer(self.questions, columns)}
+        if table.measures:
+            kind = chosen.params.confidence if chosen.family == "adaptive" else table.measures[0]
+            out[kind] = breakdown.by_confidence(table.confidences[kind], columns)
+        return {what: parts for what, parts in out.items() if parts}
 
 
 def validation_table(outcome: Outcome) -> Table:
@@ -48,6 +84,8 @@ def validation_table(outcome: Outcome) -> Table:
         ]
         for c in found.candidates
     ]
+    best = outcome.ceiling
+    rows.append(["oracle", "the right alpha", percent(best.accuracy.value), "", "", ""])
     return Table(
         ["method", "best setting", "seen", "cross-validated", "spread", "gain"],
         rows,
@@ -55,30 +93,38 @@ def validation_table(outcome: Outcome) -> Table:
         note="Percent. seen: on the questions that the setting was chosen on, so too good. "
         "cross-validated: settings chosen without the questions that they are scored on. spread: "
         "standard deviation over ways to divide the questions. In brackets 95% bootstrap "
-        "intervals; that of the gain is paired by question.",
+        "intervals; that of the gain is paired by question. oracle: always picks the right alpha.",
         strong=[found.candidates.index(found.chosen)],
     )
 
 
 def transfer_tables(outcome: Outcome) -> list[Table]:
     """One a test split."""
-    return [
-        Table(
-            ["method", "setting", "accuracy", "gain"],
+    out = []
+    for name, results in outcome.transfers.items():
+        rows = [
             [
-                [
-                    TITLES[r.candidate.family],
-                    describe(r.candidate.params),
-                    with_interval(r.accuracy),
-                    "" if r.candidate.family == "base" else with_interval(r.gain, sign="+"),
-                ]
-                for r in results
-            ],
-            title=f"{name}, which took no part",
-            strong=[n for n, r in enumerate(results) if r.candidate is outcome.calibration.chosen],
+                TITLES[r.candidate.family],
+                describe(r.candidate.params),
+                with_interval(r.accuracy),
+                "" if r.candidate.family == "base" else with_interval(r.gain, sign="+"),
+            ]
+            for r in results
+        ]
+        if name in outcome.tests:
+            best = outcome.test_ceiling(name)
+            accuracy, gain = with_interval(best.accuracy), with_interval(best.gain, sign="+")
+            rows.append(["oracle", "the right alpha", accuracy, gain])
+        strong = [n for n, r in enumerate(results) if r.candidate is outcome.calibration.chosen]
+        out.append(
+            Table(
+                ["method", "setting", "accuracy", "gain"],
+                rows,
+                title=f"{name}, which took no part: {results[0].questions} questions",
+                strong=strong,
+            )
         )
-        for name, results in outcome.transfers.items()
-    ]
+    return out
 
 
 def verdict(outcome: Outcome) -> str:
@@ -90,8 +136,21 @@ def verdict(outcome: Outcome) -> str:
     return text
 
 
+def ceilings(outcome: Outcome) -> list[str]:
+    """A sentence each: the calibrated questions, then the test splits."""
+    shown = outcome.sweep.table.shown
+    out = [sentence(outcome.ceiling, shown, "the recommended setting, cross-validated,")]
+    for name in outcome.tests:
+        text = sentence(outcome.test_ceiling(name), shown, "the recommended setting")
+        out.append(f"{name}: {text}")
+    return out
+
+
 def cost(outcome: Outcome) -> str:
+    """Empty where the answers come from a file."""
     sweep = outcome.sweep
+    if not sweep.plain_tokens:
+        return ""
     return (
         f"{len(sweep.table.alphas)} alphas took {sweep.all_tokens:,} tokens, "
         f"{sweep.cost:.2f} times the {sweep.plain_tokens:,} of one unsteered run."
@@ -108,13 +167,18 @@ def page(outcome: Outcome, plots: Mapping[str, Figure]) -> str:
     sections = [
         Section(
             "Recommendation",
-            text=[verdict(outcome), resolution(outcome)],
+            text=[verdict(outcome), resolution(outcome), ceilings(outcome)[0], *outcome.notes],
             tables=[validation_table(outcome)],
         )
     ]
     if outcome.transfers:
-        sections.append(Section("On other questions", tables=transfer_tables(outcome)))
-    sections.append(Section("What the sweep saw", text=[cost(outcome)], figures=[*plots.values()]))
+        text, tables = ceilings(outcome)[1:], transfer_tables(outcome)
+        sections.append(Section("On other questions", text=text, tables=tables))
+    if parts := outcome.parts():
+        tables = [breakdown.table(found, what) for what, found in parts.items()]
+        sections.append(Section("Where it helps", tables=tables))
+    text = [cost(outcome)] if cost(outcome) else []
+    sections.append(Section("What the sweep saw", text=text, figures=[*plots.values()]))
     return render(
         f"Calibration: {outcome.benchmark}, {outcome.split}",
         sections,
@@ -131,15 +195,23 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "split": outcome.split,
         "questions": len(table.ids),
         "facts": dict(outcome.facts),
+        "notes": list(outcome.notes),
         "tokens": {
             "plain": outcome.sweep.plain_tokens,
             "all": outcome.sweep.all_tokens,
             "ratio": outcome.sweep.cost,
-        },
+        }
+        if outcome.sweep.plain_tokens
+        else None,
         "alphas": table.alphas.tolist(),
         "accuracy_by_alpha": table.scores.mean(axis=0).tolist(),
         "chosen": found.chosen.family,
-        "candidates": [asdict(c) for c in found.candidates],
+        "candidates": [_candidate(c) for c in found.candidates],
+        "oracle": asdict(outcome.ceiling),
+        "test_oracle": {name: asdict(outcome.test_ceiling(name)) for name in outcome.tests},
+        "parts": {
+            what: [part.as_json() for part in parts] for what, parts in outcome.parts().items()
+        },
         "resolution": found.resolution,
         "warnings": list(found.warnings),
         "transfer": {
@@ -154,18 +226,26 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             ]
             for name, results in outcome.transfers.items()
         },
-        "measures": {kind: _measure(outcome, kind) for kind in CONFIDENCES},
-        "expected_calibration_error": reliability(table).error,
+        "measures": {kind: _measure(outcome, kind) for kind in table.measures},
+        "expected_calibration_error": reliability(table).error
+        if "max_prob" in table.measures
+        else None,
         "answers": [
             {
                 "id": name,
                 "texts": list(table.texts[i]),
                 "scores": table.scores[i].tolist(),
-                "confidence": {kind: float(table.confidences[kind][i]) for kind in CONFIDENCES},
+                "confidence": {kind: float(table.confidences[kind][i]) for kind in table.measures},
             }
             for i, name in enumerate(table.ids)
         ],
     }
+
+
+def _candidate(found: Candidate) -> dict[str, Any]:
+    """Without the scores of single questions."""
+    values = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "held"}
+    return {n: v if isinstance(v, str | float) else asdict(v) for n, v in values.items()}
 
 
 def _measure(outcome: Outcome, kind: str) -> dict[str, Any]:

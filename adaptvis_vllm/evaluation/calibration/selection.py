@@ -8,7 +8,7 @@ the settings that were chosen without its fold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Candidate:
     accuracy: cross-validated, of the family's choice. spread: standard deviation of that
     figure over the repeats, which divide the questions into other folds.
     gain: cross-validated accuracy over the base's, paired.
+    held: [Q] cross-validated scores, means over the repeats.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Candidate:
     accuracy: Interval
     spread: float
     gain: Interval
+    held: NDArray[np.float64] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def calibrate(
                 accuracy=interval(scores),
                 spread=float(held[number].mean(axis=1).std()),
                 gain=paired(base, scores),
+                held=scores,
             )
         )
     chosen = 0

@@ -27,11 +27,12 @@ ALPHAS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0)
 @dataclass(frozen=True)
 class Sweep:
     """table: what was found. plain_tokens: computed for the unsteered answers, which is what a
-    plain run of the questions costs; all_tokens: for all answers."""
+    plain run of the questions costs; all_tokens: for all answers; both 0 where the answers were
+    not given by an engine here."""
 
     table: SweepTable
-    plain_tokens: int
-    all_tokens: int
+    plain_tokens: int = 0
+    all_tokens: int = 0
 
     @property
     def cost(self) -> float:

@@ -21,7 +21,8 @@ class SweepTable:
     ids: [Q], for messages and results. alphas: [A] float64, ascending and distinct, with
     `PLAIN`, whose answers are unsteered. texts: [Q][A] answers.
     scores: [Q, A] float64 in [0, 1], 1 where an answer is right.
-    confidences: for every measure of `CONFIDENCES` [Q] float32, of the unsteered first token.
+    confidences: for measures of `CONFIDENCES` [Q] float32, of the unsteered first token; those
+        that are not known lack.
     layers, span: of all steering, as in `SteeringParams`.
     """
 
@@ -41,10 +42,14 @@ class SweepTable:
             raise ValueError(f"scores have the shape {self.scores.shape}, not {shape}")
         if PLAIN not in self.alphas or np.any(np.diff(self.alphas) <= 0):
             raise ValueError(f"alphas must ascend and contain {PLAIN:g}, not {self.alphas}")
-        for kind in CONFIDENCES:
-            values = self.confidences[kind]
+        for kind, values in self.confidences.items():
             if values.dtype != np.float32 or values.shape != shape[:1]:
                 raise ValueError(f"confidence {kind} must be [{shape[0]}] float32")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Those that are known, in the order of `CONFIDENCES`."""
+        return tuple(kind for kind in CONFIDENCES if kind in self.confidences)
 
     @property
     def plain(self) -> int:
@@ -55,8 +60,13 @@ class SweepTable:
         """Of an alpha; ValueError for one that was not swept."""
         (found,) = np.nonzero(self.alphas == alpha)
         if not len(found):
-            raise ValueError(f"alpha {alpha} was not swept; swept were {self.alphas}")
+            raise ValueError(f"alpha {alpha} was not swept; swept were {self.shown}")
         return int(found[0])
+
+    @property
+    def shown(self) -> str:
+        """The alphas, for messages."""
+        return ", ".join(f"{alpha:g}" for alpha in self.alphas)
 
     def chosen(self, params: SteeringParams) -> NDArray[np.intp]:
         """[Q] index of the alpha that an engine would give each question.
@@ -72,6 +82,9 @@ class SweepTable:
                 raise ValueError(f"{name} {getattr(params, name)!r} was not swept")
         if params.mode == "scaling":
             return np.full(len(self.ids), self.index(params.alpha))
+        if params.confidence not in self.confidences:
+            known = ", ".join(self.measures) or "none"
+            raise ValueError(f"confidence {params.confidence} is not known; known is {known}")
         below = self.confidences[params.confidence] < np.float32(params.threshold)
         return np.where(below, self.index(params.alpha_low), self.index(params.alpha_high))
 

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.calibration.selection import Candidate
+from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.question import Question, Scorer
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
 
 
 @dataclass(frozen=True)
 class Result:
-    """One candidate on one split, answered by the engine. gain: over the base, paired."""
+    """One candidate on one split of so many questions. gain: over the base, paired."""
 
     candidate: Candidate
+    questions: int
     accuracy: Interval
     gain: Interval
 
@@ -30,12 +33,22 @@ def transfer(
     candidates: Sequence[Candidate],
     **options: Any,
 ) -> list[Result]:
-    """candidates: the base comes first. options: of `answer`."""
+    """Answered by the engine. candidates: the base comes first. options: of `answer`."""
     rows = answer(llm, questions, [c.params for c in candidates], **options)
     right = np.array(
         [[scorer(q, one.text) for one in row] for q, row in zip(questions, rows, strict=True)]
     )
+    return _results(candidates, right.T)
+
+
+def from_table(table: SweepTable, candidates: Sequence[Candidate]) -> list[Result]:
+    """From answers under every alpha. candidates: the base comes first."""
+    return _results(candidates, np.array([table.scores_of(c.params) for c in candidates]))
+
+
+def _results(candidates: Sequence[Candidate], scores: NDArray[Any]) -> list[Result]:
+    """scores: [candidates, Q]."""
     return [
-        Result(candidate, interval(column), paired(right[:, 0], column))
-        for candidate, column in zip(candidates, right.T, strict=True)
+        Result(candidate, len(column), interval(column), paired(scores[0], column))
+        for candidate, column in zip(candidates, scores, strict=True)
     ]
