@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 
+from adaptvis_vllm.bounds import check_completed, check_sampling
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.fields import BadParameter, show, word
 from adaptvis_vllm.params import PREFIX, SteeringParams
@@ -53,6 +55,7 @@ class Admission:
 
     def __init__(self, vllm_config: Any) -> None:
         metrics.get()
+        self.config = vllm_config
         self.defaults = server_defaults(vllm_config)
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
@@ -88,10 +91,36 @@ class Admission:
             )
         return params
 
+    def check(self, params: Any) -> None:
+        """Refused if vLLM's `SamplingParams` ask for what is not possible; pooling passes."""
+        if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
+            self.resolve(params.extra_args)
+            with _named():
+                check_sampling(params, self.config)
+
+    def complete(self, params: Any, *, resumable: bool) -> None:
+        """Write the complete steering into a request's own `SamplingParams`."""
+        steering = self.resolve(params.extra_args, resumable=resumable)
+        if steering is not None:
+            given = params.extra_args or {}
+            others = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
+            params.extra_args = others | steering.extra_args()
+        with _named():
+            check_completed(params, self.config)
+
     def refuse_beams(self) -> None:
         """Refused if the defaults steer: they would steer each step of a beam search."""
         if self.steerable:
             _refuse_beams(self.defaults, f"additional_config['{OPTION}'] mode")
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """A bad one of vLLM's own parameters, as HTTP 400."""
+    try:
+        yield
+    except BadParameter as error:
+        raise Refused(str(error), parameter=error.field) from None
 
 
 def check_engine(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,11 +137,23 @@ def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `InputProcessor._validate_params`, which every entrance passes first."""
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
-            self.adaptvis.resolve(params.extra_args)
+        self.adaptvis.check(params)
         return original(self, params, *args, **kwargs)
 
     return _validate_params
+
+
+def check_before_rendering(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `OfflineInferenceMixin._params_to_seq`: of a call with several prompts nothing is
+    rendered, let alone queued, if one request's parameters are wrong."""
+
+    def _params_to_seq(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        admission = self.llm_engine.input_processor.adaptvis
+        for one in params if isinstance(params, Sequence) else [params]:
+            admission.check(one)
+        return original(self, params, *args, **kwargs)
+
+    return _params_to_seq
 
 
 def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +161,7 @@ def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
     when a streamed response has already begun with HTTP 200."""
 
     def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        self.input_processor.adaptvis.resolve(sampling_params.extra_args)
+        self.input_processor.adaptvis.check(sampling_params)
         return original(self, prompt, sampling_params, *args, **kwargs)
 
     return generate
@@ -129,9 +170,7 @@ def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
 def check_body(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `create_chat_completion`, `create_completion` and `create_responses`.
 
-    vLLM renders a request's pictures before it looks at its parameters, and counts on the
-    engine to have them from then on: refused only later, a request would leave the next one with
-    the same picture to fail.
+    vLLM renders a request's pictures before it looks at its parameters.
     """
 
     async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -184,6 +223,27 @@ def refuse_image(original: Callable[..., Any]) -> Callable[..., Any]:
     return fetch_image_async
 
 
+def refuse_placeholders(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `BaseRenderer._process_multimodal`: that a prompt lacks a picture's placeholder is no
+    error of the server; vLLM asserts that it does not."""
+
+    def _process_multimodal(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except (AssertionError, RuntimeError) as error:
+            if not str(error).startswith(_NO_PLACEHOLDER):
+                raise
+            raise Refused(
+                f"prompt must hold a placeholder for each picture and video: {error}",
+                parameter="prompt",
+            ) from error
+
+    return _process_multimodal
+
+
+_NO_PLACEHOLDER = ("Failed to apply prompt replacement", "Expected there to be")
+
+
 def _sendable(item: Any) -> bool:
     """MessagePack takes Unicode text and integers of 64 bits."""
     if isinstance(item, int):
@@ -214,14 +274,8 @@ def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
-        params = request.sampling_params
-        if params is not None:
-            steering = self.adaptvis.resolve(params.extra_args, resumable=request.resumable)
-            if steering is not None:
-                others = {
-                    k: v for k, v in (params.extra_args or {}).items() if not k.startswith(PREFIX)
-                }
-                params.extra_args = others | steering.extra_args()
+        if request.sampling_params is not None:
+            self.adaptvis.complete(request.sampling_params, resumable=request.resumable)
         return request
 
     return process_inputs

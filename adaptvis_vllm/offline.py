@@ -59,7 +59,7 @@ class RowRunner:
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         number, row_id = running.pop(output.request_id)
-                        done[number] = row_id, output
+                        done[number] = row_id, given_up(output) or output
             while written in done:
                 yield done.pop(written)
                 written += 1
@@ -106,6 +106,13 @@ def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
     if given is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
         return given
     return min(int(psutil.virtual_memory().available * share), 16 * 2**30)
+
+
+def given_up(output: Any) -> str | None:
+    """Why a finished vLLM `RequestOutput` is no answer, however empty; None if it is one."""
+    if any(answer.finish_reason == "error" for answer in output.outputs):
+        return "the engine took the request and then gave it up, with finish_reason 'error'"
+    return None
 
 
 def sentence(error: Exception) -> str:

@@ -40,6 +40,11 @@ HOOKS: tuple[Hook, ...] = (
     Hook(_INPUT + "_validate_params", "admission:check_request", "refuse bad parameters"),
     Hook(_INPUT + "process_inputs", "admission:complete_request", "merge defaults"),
     Hook(
+        "vllm.entrypoints.common.offline:OfflineInferenceMixin._params_to_seq",
+        "admission:check_before_rendering",
+        "refuse bad parameters before pictures are rendered",
+    ),
+    Hook(
         "vllm.v1.engine.async_llm:AsyncLLM.generate",
         "admission:check_early",
         "refuse bad parameters before a stream begins",
@@ -51,6 +56,25 @@ HOOKS: tuple[Hook, ...] = (
             _COMPLETION + "create_completion",
             _RESPONSES + "create_responses",
         )
+    ),
+    Hook(
+        "vllm.renderers.base:BaseRenderer._process_multimodal",
+        "admission:refuse_placeholders",
+        "HTTP 400 for a picture without a placeholder",
+    ),
+    Hook(
+        "vllm.renderers.base:processor_cache_from_config",
+        "sent_pictures:count_handovers",
+        "a refused request's pictures do not count as sent",
+    ),
+    *(
+        Hook(f"vllm.v1.engine.{target}.__init__", "sent_pictures:connect", "the same")
+        for target in ("llm_engine:LLMEngine", "async_llm:AsyncLLM")
+    ),
+    Hook(
+        "vllm.v1.engine.output_processor:OutputProcessor.add_request",
+        "sent_pictures:hand_over",
+        "the same: now they count",
     ),
     Hook(
         "vllm.multimodal.media.connector:MediaConnector.fetch_image_async",

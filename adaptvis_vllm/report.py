@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+
+from adaptvis_vllm.params import SteeringParams
 
 NO_IMAGE = "no image"
 NO_VIDEO = "no video"  # of a request that steers towards videos only
@@ -33,6 +38,28 @@ class Report:
     steered: bool = False
     reason: str | None = None
 
+    def branch(self, steering: SteeringParams) -> str:
+        """Which alpha: "low" or "high", "given" by the request, or "none".
+
+        steering: the request's, complete. Where both alphas are the same the confidence tells, by
+        the comparison that `policy.choose_alpha` makes.
+        """
+        if not self.steered:
+            return "none"
+        if self.confidence is None or steering.threshold is None:
+            return "given"
+        if steering.alpha_low != steering.alpha_high:
+            return "low" if self.alpha == steering.alpha_low else "high"
+        places = steering.confidence_decimals
+        compared = self.confidence if places is None else round(self.confidence, places)
+        return "low" if np.float32(compared) < np.float32(steering.threshold) else "high"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def adaptive_branch(report: Mapping[str, Any] | None, steering: SteeringParams | None) -> str:
+    """ "low" or "high" for a `Report` as a dict, or "" where the confidence chose nothing."""
+    found = "none" if report is None or steering is None else Report(**report).branch(steering)
+    return found if found in ("low", "high") else ""

@@ -47,18 +47,11 @@ class RequestSteering:
             return Report("scaling", alpha=self.params.alpha, steered=True)
         return Report("adaptive", self.confidence, self.alpha, steered=True)
 
-    def branch(self) -> str:
-        """Which alpha: "low", "high", "given" by the request, or "none"."""
-        if not self.active:
-            return "none"
-        if self.params.mode == "scaling":
-            return "given"
-        return "low" if self.alpha == self.params.alpha_low else "high"
-
     def carried(self, kv_transfer_params: dict[str, Any] | None) -> dict[str, Any]:
         """vLLM's parameters with the report, on their way to the front end."""
-        report = {**self.report().as_dict(), "branch": self.branch()}
-        return {**(kv_transfer_params or {}), CARRIER: report}
+        report = self.report()
+        carried = {**report.as_dict(), "branch": report.branch(self.params)}
+        return {**(kv_transfer_params or {}), CARRIER: carried}
 
 
 def steering_of(request: Any) -> RequestSteering | None:

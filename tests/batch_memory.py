@@ -41,6 +41,9 @@ class StubEngine:
         finished, self.queued = self.queued, []
         return finished
 
+    def tokens(self) -> dict[str, int]:
+        return {}
+
     def answer(self, prepared: Any, output: Any) -> Answer:
         row = {"id": prepared["id"], "text": "x" * 200, "error": None}
         return Answer(row, 5, "low")

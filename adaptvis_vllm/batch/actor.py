@@ -64,7 +64,8 @@ class EngineThread:
         for place, (value, key) in enumerate(zip(values, keys, strict=True)):
             self.queue.put(Item((call, place, key), value, key in alone))
         call.finished.wait()
-        self.calls.discard(call)
+        with self.lock:
+            self.calls.discard(call)
         if call.error is not None:
             raise call.error
         return call.answers  # type: ignore[return-value]
@@ -93,13 +94,19 @@ class EngineThread:
                 call.left -= 1
                 if not call.left:
                     call.finished.set()
+            self._end(RuntimeError("the engine's thread was closed"))
         except BaseException as error:
-            with self.lock:
-                self.error = error
-                for call in self.calls:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Nobody may wait for the thread any more, whether or not the engine was ever there."""
+        with self.lock:
+            self.error = error
+            for call in self.calls:
+                if call.left:
                     call.error = error
                     call.finished.set()
-            self.ready.set()
+        self.ready.set()
 
     def _started(self, tags: list[Any], alone: bool) -> None:
         if self.started is not None:

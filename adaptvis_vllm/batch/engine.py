@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from adaptvis_vllm.batch.stream import Answer, Doomed
-from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.batch.stream import Answer, Doomed, EngineFailed
+from adaptvis_vllm.report import adaptive_branch
 from adaptvis_vllm.rows import TEXTS, output_row, parse_row, row_id_of
 
 
@@ -77,7 +77,21 @@ class VllmEngine:
     def step(self) -> list[tuple[str, Any]]:
         return [(o.request_id, o) for o in self.llm.llm_engine.step() if o.finished]
 
+    def tokens(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for request in self.llm.llm_engine.engine_core.engine_core.scheduler.running:
+            # "NUMBER-RANDOM", or with n > 1 "CHOICE_NUMBER-RANDOM".
+            name = request.request_id.partition("-")[0].rpartition("_")[2]
+            found = request.num_output_tokens
+            counts[name] = min(counts.get(name, found), found)
+        return counts
+
     def answer(self, prepared: Any, output: Any) -> Answer:
+        from adaptvis_vllm.offline import given_up
+
+        reason = given_up(output)
+        if reason is not None:
+            raise EngineFailed(reason)
         return self.format.answer(prepared, output)
 
     def refuse(self, value: Any, error: Exception) -> Answer:
@@ -119,7 +133,7 @@ class RowFormat:
     def answer(self, prepared: Any, output: Any) -> Answer:
         row = output_row(prepared.id, output, logprobs=self.runner.logprobs is not None)
         steering = prepared.steering or self.runner.defaults
-        return Answer(row, len(row["token_ids"]), branch(row["adaptvis"], steering))
+        return Answer(row, len(row["token_ids"]), adaptive_branch(row["adaptvis"], steering))
 
     def refuse(self, value: Any, error: Exception) -> Answer:
         from adaptvis_vllm.offline import sentence
@@ -134,12 +148,3 @@ def with_defaults(value: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
     if any(value.get(name) is not None for name in TEXTS):
         filled.pop("question", None)
     return value | filled
-
-
-def branch(report: dict[str, Any] | None, steering: SteeringParams | None) -> str:
-    """Which alpha an adaptive request got: "low", "high", or "" where there was no choice."""
-    if not report or report["confidence"] is None or steering is None or not report["steered"]:
-        return ""
-    if steering.alpha_low == steering.alpha_high:
-        return "low" if report["confidence"] < (steering.threshold or 0) else "high"
-    return "low" if report["alpha"] == steering.alpha_low else "high"

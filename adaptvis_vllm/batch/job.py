@@ -165,9 +165,10 @@ def open_job(
         job = Job(output, settings, source, state)
         job.parts.poll()
         if retry_errors and (not state["complete"] or job.parts.errors):
-            job.parts.forget_errors()
-            state["complete"] = False
+            # On disk with the attempt: whatever goes on after a crash must forget them too.
+            state |= {"complete": False, "errors_from": state["attempt"] + 1}
         if not job.complete:
+            job.parts.forget_errors(state.get("errors_from", 0))
             state["attempt"] += 1
             job.attempt = state["attempt"]
             write_json(known, state)

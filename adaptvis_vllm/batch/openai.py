@@ -19,7 +19,7 @@ from vllm.utils import random_uuid
 from adaptvis_vllm.admission import check_fields, server_defaults
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.report import CARRIER
+from adaptvis_vllm.report import CARRIER, adaptive_branch
 
 CHAT = "/v1/chat/completions"
 
@@ -132,8 +132,6 @@ class OpenAIFormat:
         return internal.partition("-")[0]
 
     def answer(self, prepared: Chat, output: Any) -> Answer:
-        from adaptvis_vllm.batch.engine import branch
-
         generated = sum(len(choice.token_ids) for choice in output.outputs)
         prompt = len(output.prompt_token_ids)
         body = ChatCompletionResponse.model_validate(
@@ -156,7 +154,7 @@ class OpenAIFormat:
         if report is not None:
             body[CARRIER] = report
         row = self._row(prepared.custom_id, 200, body, None)
-        return Answer(row, generated, branch(report, prepared.steering))
+        return Answer(row, generated, adaptive_branch(report, prepared.steering))
 
     def _choice(self, choice: Any, request: ChatCompletionRequest) -> dict[str, Any]:
         return {

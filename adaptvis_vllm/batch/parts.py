@@ -168,12 +168,17 @@ class Parts:
             if count >= DEATHS and self.status[key] == MISSING
         }
 
-    def forget_errors(self) -> None:
-        """Error rows so far are to run again, their deaths forgiven."""
-        again = self.status == ERROR
-        for flying in self.deaths.values():
-            for key in [key for key in flying if again[key]]:
-                del flying[key]
+    def forget_errors(self, attempt: int) -> None:
+        """Error rows of earlier attempts than this one are to run again, the deaths until then
+        forgiven."""
+        old = np.array([int(self._attempt(n)) < attempt for n in range(len(self.names))], bool)
+        again = np.zeros(len(self.status), bool)
+        if old.any():
+            again = (self.status == ERROR) & old[self.file]
+        for name, flying in self.deaths.items():
+            if int(name.partition("-")[0]) < attempt:
+                for key in [key for key in flying if again[key]]:
+                    del flying[key]
         self.status[again] = MISSING
 
     def row(self, key: int) -> bytes:

@@ -12,9 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from adaptvis_vllm.batch.search import LONELY, Row, Search
+
 LOADERS = 4
-# Engine failures without a finished row between them: then it is not the rows.
-SICK = 5
 # A row in flight at this many processes' deaths runs alone; alone at as many, it is given up.
 DEATHS = 2
 
@@ -59,7 +59,12 @@ class Engine(Protocol):
     def step(self) -> list[tuple[str, Any]]:
         """One step; (id, output) of the rows that are finished."""
 
-    def answer(self, prepared: Any, output: Any) -> Answer: ...
+    def tokens(self) -> dict[str, int]:
+        """How many each row has that steps have been about, also after a failed one. Rows that
+        wait for their first step are left out."""
+
+    def answer(self, prepared: Any, output: Any) -> Answer:
+        """Raises where the output is none."""
 
     def refuse(self, value: Any, error: Exception) -> Answer:
         """The error row."""
@@ -69,7 +74,7 @@ class Engine(Protocol):
 
 
 class EngineFailed(Exception):
-    """An error row's reason: the engine broke while it answered this row alone."""
+    """An error row's reason: the engine broke on this row alone, or gave it up."""
 
 
 class Doomed(ValueError):
@@ -96,16 +101,16 @@ class Stream:
         self.engine = engine
         self.started = started or (lambda tags, alone: None)
         self.ahead: deque[tuple[Item, Future[Any]]] = deque()
-        self.running: dict[str, tuple[Item, Any]] = {}
-        self.solo: deque[tuple[Item, Any]] = deque()  # prepared, each to be run alone
-        self.failures = 0
+        self.running: dict[str, Row] = {}
+        self.lonely: deque[Item] = deque()  # run alone when the engine has nothing else to do
+        self.search = Search(engine.window)
 
     def run(self, source: Source) -> Iterator[tuple[Any, Answer]]:
         """(tag, answer) of every row, in the order of completion, until `source` ends."""
         self.open = True
         with ThreadPoolExecutor(LOADERS) as pool:
             try:
-                while self.open or self.ahead or self.running or self.solo:
+                while self.open or self._busy() or self.lonely:
                     self._look_ahead(source, pool)
                     yield from self._fill()
                     if self.running:
@@ -114,49 +119,86 @@ class Stream:
                 for _, future in self.ahead:
                     future.cancel()
 
+    def _busy(self) -> bool:
+        """With rows that need not run alone."""
+        return bool(self.running or self.ahead or self.search.waiting)
+
     def _look_ahead(self, source: Source, pool: ThreadPoolExecutor) -> None:
         while self.open and len(self.ahead) < 2 * LOADERS:
             try:
-                item = source.take(block=not (self.ahead or self.running or self.solo))
+                item = source.take(block=not (self._busy() or self.lonely))
             except EOFError:
                 self.open = False
                 return
             if item is None:
                 return
-            self.ahead.append((item, pool.submit(self.engine.prepare, item.value)))
+            if item.alone:
+                self.lonely.append(item)
+            else:
+                self.ahead.append((item, pool.submit(self.engine.prepare, item.value)))
 
     def _fill(self) -> Iterator[tuple[Any, Answer]]:
-        """Move prepared rows into the engine, or one row that must run alone."""
-        if self.ahead and not (self.running or self.solo):
+        """Move rows into the engine, first those by which a culprit is sought."""
+        search = self.search
+        if search.closed:
+            return
+        if search.singles:  # the engine is empty: its last step failed, or a single is done
+            row, why = search.singles.popleft()
+            yield from self._enter([row], alone=why)
+            return
+        probe = search.next_probe()
+        if probe:
+            yield from self._enter(probe, search.probed)
+            return
+        yield from self._enter(search.next_test(), search.tested)
+        room = min(self.engine.window - len(self.running), len(search.innocent))
+        yield from self._enter([search.innocent.popleft() for _ in range(room)])
+        if self.ahead and not self.running:
             wait([future for _, future in self.ahead], return_when=FIRST_COMPLETED)
+        yield from self._fill_ahead()
+        if self.lonely and not self._busy():
+            item = self.lonely.popleft()
+            try:
+                row = Row(item, self.engine.prepare(item.value))
+            except Exception as error:
+                yield item.tag, self.engine.refuse(item.value, error)
+            else:
+                yield from self._enter([row], alone=LONELY)
+
+    def _fill_ahead(self) -> Iterator[tuple[Any, Answer]]:
+        """Rows that the threads have made ready, as far as there is room."""
         waiting: deque[tuple[Item, Future[Any]]] = deque()
-        tags = []
-        while self.ahead and len(self.running) < self.engine.window:
+        rows: list[Row] = []
+        while self.ahead and len(self.running) + len(rows) < self.engine.window:
             item, future = self.ahead.popleft()
             if not future.done():
                 waiting.append((item, future))
                 continue
             try:
-                prepared = future.result()
-                if item.alone or self.solo:
-                    self.solo.append((item, prepared))
-                    continue
-                self.running[self.engine.enqueue(prepared)] = (item, prepared)
-                tags.append(item.tag)
-            except Exception as error:  # nothing is queued: the row alone is at fault
-                yield item.tag, self.engine.refuse(item.value, error)
-            if self.solo:
-                break
-        self.ahead.extendleft(reversed(waiting))
-        if tags:
-            self.started(tags, False)
-        while self.solo and not self.running:
-            item, prepared = self.solo.popleft()
-            self.started([item.tag], True)
-            try:
-                self.running[self.engine.enqueue(prepared)] = (item, prepared)
+                rows.append(Row(item, future.result()))
             except Exception as error:
                 yield item.tag, self.engine.refuse(item.value, error)
+        self.ahead.extendleft(reversed(waiting))
+        yield from self._enter(rows)
+
+    def _enter(
+        self, rows: list[Row], names: set[str] | None = None, alone: str = ""
+    ) -> Iterator[tuple[Any, Answer]]:
+        """names: gets the engine's, of those that it takes. alone: why the row must be."""
+        tags = []
+        for row in rows:
+            try:
+                name = self.engine.enqueue(row.prepared)
+            except Exception as error:  # nothing is queued: the row alone is at fault
+                yield row.item.tag, self.engine.refuse(row.item.value, error)
+                continue
+            self.running[name] = row
+            self.search.alone = alone
+            tags.append(row.item.tag)
+            if names is not None:
+                names.add(name)
+        if tags:
+            self.started(tags, bool(alone))
 
     def _step(self) -> Iterator[tuple[Any, Answer]]:
         try:
@@ -164,23 +206,21 @@ class Stream:
         except Exception as error:
             yield from self._recover(error)
             return
+        self.search.stepped(self.engine.tokens() if self.search.probed else {})
         for name, output in finished:
-            item, prepared = self.running.pop(name)
-            self.failures = 0
-            yield item.tag, self.engine.answer(prepared, output)
+            row = self.running.pop(name)
+            self.search.finished(name)
+            try:
+                answer = self.engine.answer(row.prepared, output)
+            except Exception as error:  # it is this output's: the engine goes on
+                answer = self.engine.refuse(row.item.value, error)
+            yield row.item.tag, answer
 
     def _recover(self, error: Exception) -> Iterator[tuple[Any, Answer]]:
-        """A new engine; the rows that were in the old one run alone, to find the guilty one."""
-        self.failures += 1
-        if self.failures > SICK:
-            raise RuntimeError(
-                f"the engine failed {self.failures} times without finishing a row: {error!r}"
-            ) from error
-        lost = list(self.running.values())
-        self.running.clear()
-        if len(lost) == 1:
+        """A new engine in place of the failed one."""
+        guilty = self.search.failed(self.running, self.engine.tokens(), error)
+        self.running = {}
+        if guilty is not None:
             reason = EngineFailed(f"the engine failed on this row alone: {error!r:.500}")
-            yield lost[0][0].tag, self.engine.refuse(lost[0][0].value, reason)
-        else:
-            self.solo.extend(lost)
+            yield guilty.item.tag, self.engine.refuse(guilty.item.value, reason)
         self.engine.rebuild()
