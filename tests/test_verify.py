@@ -17,6 +17,7 @@ import pytest
 
 from adaptvis_vllm.attention import cpu
 from adaptvis_vllm.reference import ReferenceModel
+from adaptvis_vllm.steps import Steering
 from adaptvis_vllm.verify import STEPS, exact, graphs, itself
 from adaptvis_vllm.verify.answers import Answer, of_reference
 from adaptvis_vllm.verify.checks import Check, Configuration, as_json, markdown
@@ -126,6 +127,21 @@ def test_a_skipped_layer_fails_exact(
     assert "scaling 0.5: log-probabilities, first token" in failed(
         exact_checks(host, asks, reference)
     )
+
+
+def test_unwritten_keys_and_values_fail_exact_and_itself(
+    host: Any, asks: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first token is right without them, the ones after it are not."""
+    monkeypatch.setattr(Steering, "commit", lambda *args: None)
+    wrong = failed(exact_checks(host, asks, reference))
+    assert "adaptive: log-probabilities, all tokens" in wrong
+    assert "adaptive: log-probabilities, first token" not in wrong
+    few = asks[: 2 * itself.FEW]
+    checks = {
+        c.name: c for c in itself.run(host, few, itself.bystanders(host, few), 0.0, "float32")
+    }
+    assert "adaptive, low = high = scaling" in failed(checks)
 
 
 @pytest.mark.parametrize(("moved", "wrong"), [(0.29, False), (0.31, True)])

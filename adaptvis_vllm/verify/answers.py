@@ -106,6 +106,14 @@ def of_reference(plain: Any, asks: Sequence[Ask], max_tokens: int) -> list[Answe
     return out
 
 
+def allow_tf32(plain: Any, allowed: bool) -> None:
+    """Whether a GPU may multiply fp32 numbers in TF32, from now on in this process."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def difference(mine: Answer, other: Answer, tokens: int | None = None) -> float:
     """Largest difference of log-probabilities, over the other's `COMPARED` best of each token.
 

@@ -2,8 +2,9 @@
 
 In fp32 they are the same tokens. In 16 bit rounding decides some tokens, so log-probabilities are
 compared with the reference in fp32: steered ones must lie no further from it than the noise, by
-the factor `NOISE`. The noise is what unsteered answers show, and what the reference itself shows
-in 16 bit under the same steering: alpha multiplies the rounding of the scores too.
+the factor `NOISE`. The noise is what unsteered answers show, and what the reference itself shows,
+rounded as the engine rounds (16 bit; TF32 on a GPU), under the same steering: alpha multiplies
+the rounding of the scores too.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def compare(
 ) -> tuple[list[Check], float]:
     """The checks, and the noise of unsteered answers.
 
-    reference: in fp32. rounded: the reference in `dtype`; None for fp32.
+    reference: in fp32. rounded: the reference in the engine's arithmetic; None where that is fp32.
     """
     checks = [_prompts(mine, reference)]
     noise = largest(mine[UNSTEERED], reference[UNSTEERED])

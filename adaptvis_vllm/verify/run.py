@@ -14,12 +14,12 @@ from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import PLUGIN, REFERENCE, VANILLA
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.verify import cost, exact, graphs, itself, where
-from adaptvis_vllm.verify.answers import Answer, of_engine, of_reference
+from adaptvis_vllm.verify.answers import Answer, allow_tf32, of_engine, of_reference
 from adaptvis_vllm.verify.checks import Check, Configuration
 from adaptvis_vllm.verify.questions import Ask, draw, steered
 
 FP32 = ("CPU_ATTN", "TRITON_ATTN")  # backends that compute in it
-HALF = "bfloat16"
+HALF, TF32 = "bfloat16", "tf32"
 ENGINES = 2  # on the machine at once: vLLM with the plugin and without
 SMALL_CACHE = 2**30  # bytes; enough for all questions about a small model
 Say = Callable[[str], None]
@@ -104,11 +104,14 @@ class References:
         self._known: dict[str, dict[str, list[Answer]]] = {}
 
     def of(self, dtype: str) -> dict[str, list[Answer]]:
-        """By way. float32 must be asked for first: its confidences settle the ways."""
+        """By way. dtype: of torch, or `TF32`. float32 must be asked for first: its confidences
+        settle the ways."""
         if dtype not in self._known:
-            host = Host(REFERENCE, {"model": self.model, "dtype": dtype})
+            torch_dtype = "float32" if dtype == TF32 else dtype
+            host = Host(REFERENCE, {"model": self.model, "dtype": torch_dtype})
             try:
                 host.wait()
+                host.call(allow_tf32, dtype == TF32)
                 given = {
                     way: host.call(of_reference, steered(self.asks, steering), itself.TOKENS)
                     for way, steering in exact.GIVEN.items()
@@ -122,6 +125,13 @@ class References:
             base = self._known.get("float32", given)[exact.UNSTEERED]
             self._known[dtype] = exact.with_choice(given, base, self.threshold)
         return self._known[dtype]
+
+    def rounded(self, backend: str, dtype: str) -> dict[str, list[Answer]] | None:
+        """As of an engine's arithmetic: in 16 bit, or on a GPU in fp32 with TF32, in which its
+        kernels multiply. None on a CPU in fp32."""
+        if dtype == "float32":
+            return None if backend == "CPU_ATTN" else self.of(TF32)
+        return self.of(dtype)
 
 
 def configuration(
@@ -145,7 +155,7 @@ def configuration(
             sentence = "not tried: dummy weights have no reference"
             return [Check("exact", "against transformers", None, sentence)]
         base = references.of("float32")
-        rounded = references.of(dtype) if dtype != "float32" else None
+        rounded = references.rounded(backend, dtype)
         mine = {
             way: hosts.call(PLUGIN, itself.fresh, steered(asks, steering))
             for way, steering in references.ways.items()
