@@ -106,7 +106,7 @@ def page(folder: Path, target: Path) -> None:
     """Write all results of a folder as one Markdown page; ValueError if there is none."""
     files = sorted(folder.glob("*.json"))
     found = [(f, json.loads(f.read_text(encoding="utf-8"))) for f in files]
-    found = [(f, r) for f, r in found if isinstance(r, dict) and r.get("command")]
+    found = [(f, r) for f, r in found if isinstance(r, dict) and "kind" in r]
     if not found:
         raise ValueError(f"{folder} holds no results of adaptvis bench")
     order = ("throughput", "serve", "share", "images", "context", "profile", "workers")
