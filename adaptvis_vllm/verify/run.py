@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import PLUGIN, REFERENCE, VANILLA
+from adaptvis_vllm.compilation import settle
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.verify import cost, exact, graphs, itself, where
 from adaptvis_vllm.verify.answers import Answer, allow_tf32, of_engine, of_reference
@@ -54,10 +55,9 @@ def options(args: Namespace, backend: str, dtype: str) -> dict[str, Any]:
     out |= {"model": args.model, "dtype": dtype, "use_tqdm_on_load": False}
     out.setdefault("limit_mm_per_prompt", {"image": 2})
     if backend == "CPU_ATTN":
-        out.setdefault("enforce_eager", True)
         out.setdefault("block_size", 32)  # of 128 by default, more than a short prompt has
         out.setdefault("kv_cache_memory_bytes", SMALL_CACHE)
-        return out
+        return settle(out)
     out["attention_backend"] = backend
     if args.small:
         out.setdefault("kv_cache_memory_bytes", SMALL_CACHE)
