@@ -1,7 +1,8 @@
 """`adaptvis doctor --model M`: what steering does to one model, found without its weights.
 
 The model's layers are made on torch's meta device, as an engine with the same options would
-make them; its processor answers a sample prompt.
+make them; its first ones run with random weights, see `doctor_trial`; its processor answers a
+sample prompt.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 
 from adaptvis_vllm.attention import wrap
 from adaptvis_vllm.compat import refuse_config, steerable_model
+from adaptvis_vllm.doctor_trial import differences
 from adaptvis_vllm.drawing import draw, ranges
 from adaptvis_vllm.span import image_positions
 
@@ -58,6 +60,16 @@ def report(engine_args: Any, picture: Path | None = None) -> tuple[str, bool]:
                 return _end(lines, reason)
         for kind, indices in _by_kind(layers).items():
             lines.append(_line("layers", f"{ranges(indices)}: {kind}"))
+    try:
+        found = differences(engine_args)
+    except Exception as error:  # this machine may lack the memory
+        text = _sentence(error)
+        if text.startswith("adaptvis: "):
+            return _end(lines, text.removeprefix("adaptvis: "))
+        lines.append(_line("side rows", f"not tried: {text}"))
+    else:
+        seen = "as the row they copy" if found else "not tried: no picture fits"
+        lines.append(_line("side rows", f"{seen} (first layers, random weights)"))
     lines += _sample(config, picture)
     return _end(lines, None)
 

@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
 from .arch import ARCHES, Arch, Resources, resident_blocks, resources
-from .config import Tile, choose_splits, choose_tile, reduce_constants, steer_constants
+from .commit import BLOCK, COLUMNS
+from .config import PAIR, Tile, choose_splits, choose_tile, reduce_constants, steer_constants
 from .counting import BANDWIDTH, MODELS, Model, bytes_moved, floor_us, keys_read
 
 # What Triton's launcher finds divisible by 16 in vLLM's tensors.
@@ -39,8 +40,14 @@ ALIGNED = frozenset(
         "s_vb",
         "s_vn",
         "s_vh",
+        "p_key",
+        "p_value",
+        "k_own",
+        "s_key",
+        "s_value",
     ]
 )
+KEPT = {1: "*u8", 2: "*i16", 4: "*i32"}
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "e4m3": 1, "e5m2": 1}
 
 
@@ -56,6 +63,7 @@ class Variant:
     sinks: bool = False
     splits: int = 0  # 0: as for one row of the model's context
     kernel: str = "steer"
+    sides: bool = False  # side rows among its rows
     named: bool = False  # a supported model's own variant, whose bytes are worth printing
 
     @property
@@ -65,6 +73,8 @@ class Variant:
     @property
     def label(self) -> str:
         m = self.model
+        if self.kernel == "commit":
+            return f"commit {self.cache_dtype}"
         shape = f"D{m.head_dim}" + (f" G{m.group}" if self.kernel == "steer" else "")
         parts = [m.name if self.named else shape, self.dtype]
         if self.kv_dtype:
@@ -73,6 +83,7 @@ class Variant:
             parts.append(self.rule)
         flags = {"window": m.window, "soft cap": self.soft_cap, "sinks": self.sinks}
         parts += [name for name, on in flags.items() if on]
+        parts += ["sides"] if self.sides else []
         if self.kernel == "reduce":
             parts.append("reduce")
         elif self.splits == 1:
@@ -139,7 +150,9 @@ def model_variants() -> list[Variant]:
     # The reduction depends on nothing but the head size and the window.
     shapes = {(m.head_dim, m.window): m for m in MODELS}
     reduce = [Variant(m, kernel="reduce") for m in shapes.values()]
-    return split + unsplit + float8 + reduce
+    sides = [replace(v, sides=True) for v in (*split, *unsplit, *float8, *reduce)]
+    commit = [Variant(MODELS[0], "fp32", kv, kernel="commit") for kv in ("e4m3", "bf16", "fp32")]
+    return split + unsplit + float8 + reduce + sides + commit
 
 
 def matrix_variants() -> list[Variant]:
@@ -155,6 +168,14 @@ def matrix_variants() -> list[Variant]:
         )
     ]
     variants += [Variant(model(128, group), splits=2) for group in (1, 7, 8, 20)]
+    variants += [
+        Variant(model(dim, group), dtype, kv, splits=splits, sides=True)
+        for (dtype, kv), (dim, group), splits in product(
+            (("fp16", ""), ("bf16", ""), ("fp32", ""), ("bf16", "e4m3"), ("bf16", "e5m2")),
+            ((64, 4), (128, 1), (128, 8), (256, 4)),
+            (1, 2),
+        )
+    ]
     variants += [
         Variant(model(dim, 4), dtype, kv, splits=2)
         for dtype, kv, dim in product(("fp16", "bf16"), ("e4m3", "e5m2"), (64, 128, 256))
@@ -177,10 +198,12 @@ def compile_row(variant: Variant, arch: Arch) -> Row:
     import triton
     from triton.compiler import ASTSource
 
+    from .commit import commit_kernel
     from .reduce import reduce_kernel
     from .steer import steer_kernel
 
-    kernel = steer_kernel if variant.kernel == "steer" else reduce_kernel
+    kernels = {"steer": steer_kernel, "reduce": reduce_kernel, "commit": commit_kernel}
+    kernel = kernels[variant.kernel]
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels do not compile")
     tile = variant.tile(arch)
@@ -212,8 +235,13 @@ def signature(
     e4m3_bits = cache == "e4m3" and not arch.converts_e4m3
     scale = "tensor" if variant.kv_dtype else "none"
     constants: dict[str, Any]
-    if variant.kernel == "reduce":
-        constants = dict(reduce_constants(tile, head_dim=m.head_dim, window=m.window))
+    rows = PAIR if variant.sides else 1
+    if variant.kernel == "commit":
+        constants = {"COLUMNS": COLUMNS, "BLOCK": BLOCK}
+    elif variant.kernel == "reduce":
+        constants = dict(reduce_constants(tile, head_dim=m.head_dim, window=m.window, rows=rows))
+        if not variant.sides:
+            constants["p_own"] = None
     else:
         constants = dict(
             steer_constants(
@@ -230,6 +258,8 @@ def signature(
                 k_scale=scale,
                 v_scale=scale,
                 e4m3_bits=e4m3_bits,
+                rows=rows,
+                float8=_float8(variant, arch) if variant.sides else "",
             ),
             s_kd=1,
             s_vd=1,
@@ -240,13 +270,27 @@ def signature(
             constants["p_sinks"] = None
         if scale == "none":
             constants |= {"k_scale": None, "v_scale": None}
+        if not variant.sides:
+            names_of_sides = ("p_own", "p_key", "p_value", "p_kept", "p_where", "k_own")
+            constants |= dict.fromkeys(names_of_sides)
+        elif scale == "none":
+            constants["k_own"] = None
     element = "*" + variant.dtype
     cached = "*u8" if e4m3_bits else "*" + arch.float8.get(cache, cache)
+    bits = variant.kernel == "commit" or BYTES[cache] == 1
+    kept = KEPT[BYTES[cache]] if bits else "*" + cache
     types = {
         "p_out": element,
         "p_q": element,
         "p_k": cached,
         "p_v": cached,
+        "p_key": element,
+        "p_value": element,
+        "p_kept": kept,
+        "p_where": "*i64",
+        "p_layers": "*i64",
+        "p_chosen": "*i64",
+        "k_own": "*fp32",
         "p_part": "*fp32",
         "p_alpha": "*fp32",
         "p_sinks": element,
@@ -259,6 +303,13 @@ def signature(
         types.setdefault(name, "*i32" if name.startswith("p_") else "i32")
     types = {name: "constexpr" if name in constants else types[name] for name in names}
     return types, constants
+
+
+def _float8(variant: Variant, arch: Arch) -> str:
+    """The kernel's name for what is written into a float8 cache; "" for a wider one."""
+    if BYTES[variant.cache_dtype] > 1:
+        return ""
+    return variant.cache_dtype + ("fnuz" if arch.backend == "hip" else "")
 
 
 def compile_each(

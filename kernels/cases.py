@@ -235,7 +235,7 @@ def add_sides(case: Case, own: list[int], *, seed: int = 1) -> Case:
     return Case(args, first + total, case.kv_lens)
 
 
-def expected_sides(case: Case, attention: Any) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+def expected_sides(case: Case, attention: Any) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
     """(output in float64, (side row, cache block, place in it) of each), an entry at a time by an
     attention that knows of no side rows: theirs are put into the cache first."""
     args = {k: v for k, v in case.args.items() if k != "sides"}

@@ -24,11 +24,10 @@ from adaptvis_vllm.bench.figures import Turn, percentile, summary
 from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.report import GPU_RECIPE
 from adaptvis_vllm.bench.runs import Pool, Settings
-from adaptvis_vllm.bench.serve import arrivals
 from adaptvis_vllm.bench.shapes import SHAPES, write_shape
 from adaptvis_vllm.bench.systems import system
 from adaptvis_vllm.bench.throughput import Engines, in_turn
-from adaptvis_vllm.bench.workloads import tasks, workload
+from adaptvis_vllm.bench.workloads import arrivals, tasks, workload
 from adaptvis_vllm.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -245,6 +244,19 @@ def test_all_systems_and_what_they_count(settings: Settings, pool: Pool) -> None
     assert set(turns["adaptive"]["alphas"]) <= {0.5, 1.5}
     assert turns["two-request"]["alphas"] == turns["adaptive"]["alphas"]
     assert turns["reference"]["alphas"] == turns["adaptive"]["alphas"][:2]
+
+
+def test_requests_arrive_when_they_do(settings: Settings, pool: Pool) -> None:
+    """Offline, at the times of a Poisson process; the same tokens however they share steps."""
+    names = ("vanilla", "adaptive")
+    result = ran("throughput", settings, pool, systems=names, rate=20.0)
+    assert result["settings"]["arrivals"] == "Poisson arrivals, 20/s"
+    assert [note.partition(":")[0] for note in result["notes"][-2:]] == list(names)
+    assert "times vanilla's" in result["notes"][-1]
+    plain, adaptive = (result["turns"][name][0] for name in names)
+    assert plain["requests"] == adaptive["requests"] == REQUESTS
+    assert plain["scheduled"] == adaptive["scheduled"]
+    assert plain["seconds"] > arrivals(REQUESTS, 20.0, 0)[-1]
 
 
 def test_turns_of_a_conversation_follow_each_other(settings: Settings, pool: Pool) -> None:

@@ -14,30 +14,51 @@ from models.families import FAMILIES
 from models.images import make_image
 from transformers import AutoTokenizer, LlamaConfig
 
-from adaptvis_vllm.doctor_model import QUESTION, report
+from adaptvis_vllm import doctor_model
+from adaptvis_vllm.doctor_model import QUESTION
 from adaptvis_vllm.drawing import draw, ranges
 
 
-def doctor(path: Path, picture: Path | None = None, **options: Any) -> tuple[str, bool]:
+def doctor(
+    path: Path, picture: Path | None = None, trial: bool = False, **options: Any
+) -> tuple[str, bool]:
+    """trial: in an engine too, which takes seconds."""
     from vllm.engine.arg_utils import EngineArgs
 
     inspect_models_here()
-    return report(EngineArgs(str(path), dtype="float32", **options), picture)
+    with pytest.MonkeyPatch.context() as patch:
+        if not trial:
+            patch.setattr(doctor_model, "differences", lambda _: {"text": 0.0})
+        return doctor_model.report(EngineArgs(str(path), dtype="float32", **options), picture)
 
 
 def test_positions_and_layers(model: Path, tmp_path: Path) -> None:
     """No weights are read: there are none. The picture's size counts where tiles depend on it."""
     (model / "model.safetensors").rename(tmp_path / "weights")
     try:
-        text, works = doctor(model)
+        text, works = doctor(model, trial=True)
     finally:
         (tmp_path / "weights").rename(model / "model.safetensors")
     assert works
     assert "LlavaForConditionalGeneration" in text
     assert "backend         CPU_ATTN" in text
     assert "layers          0-3: full attention" in text
+    assert "side rows       as the row they copy (first layers, random weights)" in text
     assert "16 of an image: 4-19" in text
     assert "<s>USER: [<image> x 16]\\n" + QUESTION + " ASSISTANT:" in text
+
+
+def test_side_rows_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the first layers, where Qwen3-VL adds features of the image by row number."""
+    from adaptvis_vllm import steps
+
+    path = FAMILIES["qwen3-vl"].make(tmp_path / "model")
+    text, works = doctor(path, trial=True)
+    assert works, text
+    monkeypatch.setattr(steps, "MODEL_ROWS", ())
+    text, works = doctor(path, trial=True)
+    assert not works
+    assert "where a prompt ends in an image; at most 0.001" in text.splitlines()[-1]
 
 
 def test_the_picture_of_the_sample_prompt(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def plan(s: Settings, dtypes: Sequence[str], gpus: int = 0) -> list[tuple[str, S
     out: list[tuple[str, Settings]] = []
 
     def add(what: str, name: str, **values: Any) -> None:
-        one = replace(s, name=name, **values)
+        one = replace(s, name=name, **({"rate": None} if what == "throughput" else {}) | values)
         out.append((what, replace(one, command=one_command(what, one))))
 
     few = max(2, s.requests // 2)
@@ -90,6 +90,7 @@ def plan(s: Settings, dtypes: Sequence[str], gpus: int = 0) -> list[tuple[str, S
     add("serve", "serve", dtype=dtypes[0], systems=online, rate=None)
     if s.rate is not None:
         add("serve", "serve-poisson", dtype=dtypes[0], systems=online)
+        add("throughput", "arrivals", dtype=dtypes[0], systems=MAIN, rate=s.rate)
     if not gpus:
         add("context", "context")
     workers = (1,) if gpus == 1 else s.workers
@@ -133,7 +134,7 @@ def _parser(doc: str) -> argparse.ArgumentParser:
     add("--workload", default="short", help=", ".join(WORKLOADS))
     add("--requests", type=int, default=16, help="conversations a round (rows, for workers)")
     add("--concurrency", type=int, default=16)
-    add("--rate", type=float, help="of serve: Poisson arrivals, requests/s")
+    add("--rate", type=float, help="of serve and throughput: Poisson arrivals, requests/s")
     add("--rounds", type=int, default=5, help="of a launch")
     add("--launches", type=int, default=1, help="so often engines are started anew")
     add("--contexts", type=_numbers, default=Settings.contexts, help="of context")

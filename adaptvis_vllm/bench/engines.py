@@ -26,8 +26,15 @@ class Plain:
         dtype = options.get("dtype", "float32")
         self.model = ReferenceModel(options["model"], dtype=dtype, device=device)
 
-    def turn(self, work: list[Task], chosen: System, concurrency: int, profile: bool) -> Turn:
-        del concurrency, profile  # one at a time, and not vLLM's steps
+    def turn(
+        self,
+        work: list[Task],
+        chosen: System,
+        concurrency: int,
+        profile: bool,
+        delays: list[float] | None = None,
+    ) -> Turn:
+        del concurrency, profile, delays  # one at a time, and not vLLM's steps
         memory = PeakMemory()
         begun, cpu = time.perf_counter(), time.process_time()
         turn = Turn(0.0, 0, 0)
@@ -108,13 +115,22 @@ class Engine:
         self.scheduler.schedule = counted
         self.core.get_output = noted
 
-    def turn(self, work: list[Task], chosen: System, concurrency: int, profile: bool) -> Turn:
+    def turn(
+        self,
+        work: list[Task],
+        chosen: System,
+        concurrency: int,
+        profile: bool,
+        delays: list[float] | None = None,
+    ) -> Turn:
+        """delays: seconds after which each task begins, however many are open; None: as soon as
+        fewer than `concurrency` are."""
         from adaptvis_vllm.bench.profile import Profile
 
         if profile:
             parts = Profile()
             with parts.watching(self.core.engine_core):
-                turn = self.turn(work, chosen, concurrency, False)
+                turn = self.turn(work, chosen, concurrency, False, delays)
             turn.parts = parts.seconds
             return turn
         self.llm.reset_prefix_cache()
@@ -127,8 +143,13 @@ class Engine:
         waiting = list(reversed(work))
         begun, cpu = time.perf_counter(), time.process_time()
         while waiting or run.open:
-            while waiting and len(run.open) < concurrency:
-                run.start(waiting.pop())
+            if delays is None:
+                while waiting and len(run.open) < concurrency:
+                    run.start(waiting.pop())
+            else:
+                while waiting and self._due(begun + delays[-len(waiting)], not run.open):
+                    arrived = begun + delays[-len(waiting)]
+                    run.start(waiting.pop(), begun=arrived)
             for output in self.llm.llm_engine.step():
                 if output.finished:
                     run.finish(output)
@@ -139,6 +160,13 @@ class Engine:
         turn.blocks, turn.peak_bytes, turn.cpu_seconds = self.blocks, memory.peak(), cpu
         turn.alphas = [run.alphas[n] for n in sorted(run.alphas)]
         return turn
+
+    def _due(self, moment: float, idle: bool) -> bool:
+        """Whether a task begins by now; an idle engine waits for it."""
+        late = time.perf_counter() - moment
+        if late < 0 and idle:
+            time.sleep(-late)
+        return late >= 0 or idle
 
 
 class _Run:
@@ -152,10 +180,12 @@ class _Run:
         self.ttft: list[float] = []
         self.itl: list[float] = []
 
-    def start(self, task: Task, turn: int = 0) -> None:
+    def start(self, task: Task, turn: int = 0, begun: float | None = None) -> None:
+        """begun: when the request arrived; now, unless the engine was busy then."""
         number = self.started
         self.started += 1
-        self._send(task, turn, number, time.perf_counter(), probe=self.chosen.twice)
+        begun = time.perf_counter() if begun is None else begun
+        self._send(task, turn, number, begun, probe=self.chosen.twice)
 
     def _send(
         self,

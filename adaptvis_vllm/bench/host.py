@@ -45,10 +45,15 @@ class Host:
             self._starting = False
 
     def turn(
-        self, work: list[Task], chosen: System, concurrency: int, profile: bool = False
+        self,
+        work: list[Task],
+        chosen: System,
+        concurrency: int,
+        profile: bool = False,
+        delays: list[float] | None = None,
     ) -> Turn:
-        """Answer all tasks, at most `concurrency` at once, from empty caches."""
-        return self.call(_turn, work, chosen, concurrency, profile)
+        """Answer all tasks from empty caches, at most `concurrency` at once or as they arrive."""
+        return self.call(_turn, work, chosen, concurrency, profile, delays)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """function(what answers turns there, *args) in the process. function: of a module."""

@@ -159,9 +159,14 @@ class Settings:
 
 
 def _turns(
-    s: Settings, pool: Pool, names: Sequence[str], chosen: Workload, profile: bool = False
+    s: Settings,
+    pool: Pool,
+    names: Sequence[str],
+    chosen: Workload,
+    profile: bool = False,
+    rate: bool = False,
 ) -> dict[str, list[Turn]]:
-    """Turns of an offline run."""
+    """Turns of an offline run. rate: requests arrive as the settings say, if they do."""
     return throughput.run(
         pool.get(Host, s.options(len({system(name).host for name in s.systems}))),
         [system(name) for name in names],
@@ -170,6 +175,7 @@ def _turns(
         concurrency=s.concurrency,
         rounds=s.rounds,
         launches=s.launches,
+        rate=s.rate if rate else None,
         seed=s.seed,
         profile=profile,
     )
@@ -181,10 +187,33 @@ def _title(s: Settings, text: str) -> str:
 
 
 def run_throughput(s: Settings, pool: Pool) -> None:
-    """All systems in turn, offline."""
-    turns = _turns(s, pool, s.systems, s.work())
-    title = _title(s, f"Offline, {s.concurrency} at once")
-    s.save("throughput", title, summary(turns), turns=as_json(turns), notes=_notes(s, turns))
+    """All systems in turn, offline: `concurrency` at once, or Poisson arrivals at `rate`."""
+    if s.rate and any(system(name).host == REFERENCE for name in s.systems):
+        raise ValueError("--rate: reference answers one request at a time; leave it out")
+    turns = _turns(s, pool, s.systems, s.work(), rate=True)
+    facts = s.facts(arrivals=_arrivals(s))
+    title = _title(s, f"Offline, {_arrivals(s)}")
+    notes = _notes(s, turns) + (_late(turns) if s.rate else [])
+    rows = summary(turns)
+    s.save("throughput", title, rows, settings=facts, turns=as_json(turns), notes=notes)
+
+
+def _arrivals(s: Settings) -> str:
+    return f"Poisson arrivals, {s.rate:g}/s" if s.rate else f"{s.concurrency} at once"
+
+
+def _late(turns: dict[str, list[Turn]]) -> list[str]:
+    """First tokens under load, median and 90%, by system; to vanilla's where it ran."""
+    times = {name: [v for t in mine for v in t.ttft] for name, mine in turns.items()}
+    notes = []
+    for name, values in times.items():
+        points = [percentile(values, p) or 0.0 for p in (50, 90)]
+        text = f"{name}: first token after {points[0]:.2f} s at the median, {points[1]:.2f} at 90%"
+        if name != "vanilla" and "vanilla" in times:
+            base = [percentile(times["vanilla"], p) or 0.0 for p in (50, 90)]
+            text += f", {points[0] / base[0]:.2f} and {points[1] / base[1]:.2f} times vanilla's"
+        notes.append(text + ".")
+    return notes
 
 
 def _notes(s: Settings, turns: dict[str, list[Turn]]) -> list[str]:
@@ -221,10 +250,10 @@ def run_serve(s: Settings, pool: Pool) -> None:
         rate=s.rate,
         seed=s.seed,
     )
-    how = f"Poisson arrivals, {s.rate:g}/s" if s.rate else f"{s.concurrency} at once"
-    facts = s.facts(arrivals=how)
-    title = _title(s, f"Over HTTP, {how}")
-    s.save("serve", title, summary(turns), settings=facts, turns=as_json(turns))
+    facts = s.facts(arrivals=_arrivals(s))
+    title = _title(s, f"Over HTTP, {_arrivals(s)}")
+    notes = _late(turns) if s.rate else []
+    s.save("serve", title, summary(turns), settings=facts, turns=as_json(turns), notes=notes)
 
 
 def run_share(s: Settings, pool: Pool) -> None:

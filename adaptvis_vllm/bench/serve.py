@@ -10,7 +10,6 @@ import asyncio
 import json
 import math
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.host import environment
 from adaptvis_vllm.bench.systems import System, alpha_of
 from adaptvis_vllm.bench.throughput import WARM_UP, Engines, in_turn, say_round
-from adaptvis_vllm.bench.workloads import Task, Workload, tasks
+from adaptvis_vllm.bench.workloads import Task, Workload, arrivals, tasks
 from adaptvis_vllm.params import ScalingVis, SteeringParams
 
 START_SECONDS = 600
@@ -122,15 +121,6 @@ def run(
                 turns[system.name].append(turn)
                 say_round(number, rounds * launches, system, turn)
     return turns
-
-
-def arrivals(count: int, rate: float, seed: int) -> list[float]:
-    """Seconds after the start at which requests arrive, a Poisson process."""
-    rng, now, out = random.Random(seed), 0.0, []
-    for _ in range(count):
-        out.append(now)
-        now += rng.expovariate(rate)
-    return out
 
 
 class Client:

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.systems import REFERENCE, System
-from adaptvis_vllm.bench.workloads import Workload, tasks
+from adaptvis_vllm.bench.workloads import Workload, arrivals, tasks
 
 WARM_UP = 2
 
@@ -71,6 +71,7 @@ def run(
     concurrency: int,
     rounds: int,
     launches: int = 1,
+    rate: float | None = None,
     seed: int = 0,
     reference_requests: int = 2,
     profile: bool = False,
@@ -78,7 +79,9 @@ def run(
     """Turns by system, one per round of each launch. hosts: of `host.Host`s.
 
     Every round has pictures of its own, the same for all systems. The reference answers one
-    request at a time, so it is given `reference_requests` of the round's.
+    request at a time, so it is given `reference_requests` of the round's. rate: requests/s
+    that arrive, a Poisson process, the same in each round for all systems; None: `concurrency`
+    at once.
     """
     turns: dict[str, list[Turn]] = {s.name: [] for s in systems}
     for number, order in in_turn(hosts, systems, rounds, launches):
@@ -86,7 +89,8 @@ def run(
         work = tasks(chosen, count, 1000 * seed + number + 1)
         for system in order:
             mine = work if system.host != REFERENCE else work[:reference_requests]
-            turn = hosts.of(system).turn(mine, system, concurrency, profile)
+            delays = arrivals(len(mine), rate, number) if rate else None
+            turn = hosts.of(system).turn(mine, system, concurrency, profile, delays)
             if number >= 0:
                 turns[system.name].append(turn)
                 say_round(number, rounds * launches, system, turn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,3 +107,12 @@ def _pictures(rng: np.random.Generator, chosen: Workload) -> tuple[Image.Image, 
         small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         out.append(small.resize((chosen.width, chosen.height), Image.Resampling.BICUBIC))
     return tuple(out)
+
+
+def arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """Seconds after the start at which requests arrive, a Poisson process."""
+    rng, now, out = random.Random(seed), 0.0, []
+    for _ in range(count):
+        out.append(now)
+        now += rng.expovariate(rate)
+    return out

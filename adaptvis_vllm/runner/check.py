@@ -128,7 +128,8 @@ def _sample(runner: Any, model_config: Any) -> tuple[list[int], list[MultiModalF
     kind = next((kind for kind in ("image", "video") if limits.get(kind) != 0), None)
     if kind is None:
         return [], []
-    inputs = processor.get_dummy_inputs(model_config.max_model_len, {kind: 1}, {})
+    none: Any = {}
+    inputs = processor.get_dummy_inputs(model_config.max_model_len, {kind: 1}, none)
     if kind == "image":
         noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
         picture = {"image": Image.fromarray(noise)}

@@ -13,17 +13,22 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.mark.skipif(interpreted, reason="Triton was told to interpret: nothing is compiled")
 @pytest.mark.parametrize(
-    ("name", "kv_dtype", "kernel", "arch"),
+    ("name", "kv_dtype", "kernel", "sides", "arch"),
     [
-        ("LLaVA-1.5-7B", "", "steer", "sm_80"),
-        ("Qwen2.5-VL-7B", "e4m3", "steer", "sm_90"),
-        ("Gemma-3-12B-local", "", "steer", "sm_100"),
-        ("LLaVA-1.5-7B", "", "reduce", "sm_90"),
+        ("LLaVA-1.5-7B", "", "steer", False, "sm_80"),
+        ("Qwen2.5-VL-7B", "e4m3", "steer", False, "sm_90"),
+        ("Gemma-3-12B-local", "", "steer", False, "sm_100"),
+        ("LLaVA-1.5-7B", "", "reduce", False, "sm_90"),
+        ("LLaVA-1.5-7B", "", "steer", True, "sm_90"),
+        ("Qwen2.5-VL-7B", "e4m3", "steer", True, "sm_80"),
+        ("Gemma-3-12B-local", "", "steer", True, "sm_100"),
+        ("LLaVA-1.5-7B", "", "reduce", True, "sm_90"),
+        ("LLaVA-1.5-7B", "e4m3", "commit", False, "sm_90"),
     ],
 )
-def test_a_named_model_compiles_without_spills(name, kv_dtype, kernel, arch):
+def test_a_named_model_compiles_without_spills(name, kv_dtype, kernel, sides, arch):
     model = next(m for m in MODELS if m.name == name)
-    variant = Variant(model, kv_dtype=kv_dtype, kernel=kernel, named=True)
+    variant = Variant(model, kv_dtype=kv_dtype, kernel=kernel, sides=sides, named=True)
     row = compile_row(variant, ARCHES[arch])
     assert row.resources.spill_bytes == 0
     assert 0 < row.resources.registers <= 255
