@@ -162,7 +162,7 @@ def _sample(vllm_config: Any, picture: Path | None) -> list[str]:
 
 def _render(renderer: Any, image: Image.Image) -> tuple[Any, str]:
     """vLLM's engine input, and where the prompt's form comes from."""
-    from vllm.renderers.chat_utils import ChatTemplateResolutionError
+    from vllm.renderers.hf import ChatTemplateResolutionError  # here in 0.32 and in 0.33
     from vllm.renderers.params import ChatParams
 
     picture = {"type": "image_pil", "image_pil": image}

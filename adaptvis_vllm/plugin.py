@@ -185,32 +185,6 @@ HOOKS: tuple[Hook, ...] = (
     Hook(_V2 + "sample_tokens", "runner.v2:sample_tokens", "send the results"),
 )
 
-# Used without being replaced.
-NEEDS: tuple[str, ...] = (
-    "vllm.config:CUDAGraphMode",
-    "vllm.config:get_layers_from_vllm_config",
-    "vllm.distributed.parallel_state:get_tp_group",
-    "vllm.model_executor.layers.attention:Attention",
-    "vllm.model_executor.layers.rotary_embedding:_ROPE_DICT",
-    "vllm.model_executor.models.utils:extract_layer_index",
-    "vllm.multimodal:MULTIMODAL_REGISTRY",
-    "vllm.multimodal.inputs:MultiModalFeatureSpec",
-    "vllm.multimodal.inputs:PlaceholderRange.extract_embeds_range",
-    "vllm.multimodal.inputs:PlaceholderRange.get_num_embeds",
-    "vllm.multimodal.registry:TimingContext",
-    "vllm.outputs:RequestOutput",
-    "vllm.v1.attention.backend:AttentionType",
-    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl",
-    "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl",
-    "vllm.v1.attention.backends.flashinfer:FlashInferImpl",
-    "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl",
-    "vllm.v1.core.sched.output:SchedulerOutput.make_empty",
-    "vllm.v1.executor.ray_executor_v2:RayExecutorV2",
-    "vllm.v1.executor.ray_executor_v2:RayWorkerProc",
-    "vllm.v1.metrics.prometheus:get_prometheus_registry",
-    "vllm.v1.request:Request.update_block_hashes",
-)
-
 _installed = False
 
 
