@@ -14,7 +14,7 @@ from shell import OUT, ROOT, Failed, counted, environment, running, show
 HERE = Path(__file__).parent
 MODEL = "models/spatial-llava-control"
 NAME = "spatial"  # of the model at the server
-ENGINE = ("--dtype", "float32", "--enforce-eager")
+ENGINE = ("--dtype", "float32")
 DATA = ROOT / "data/spatial"
 FEW, MANY = 24, 100  # questions; many where accuracies are compared
 PROXY_PORT = 8124

@@ -19,8 +19,6 @@ def main(model: str, steering: str, limit: str) -> None:
         model_args={
             "pretrained": model,
             "dtype": "float32",
-            "enforce_eager": True,
-            "max_model_len": 512,
             "kv_cache_memory_bytes": 2**28,
             "additional_config": {"adaptvis": json.loads(steering)},
         },
