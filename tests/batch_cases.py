@@ -24,6 +24,8 @@ STEERING: tuple[dict[str, Any] | None, ...] = (
     {"alpha_low": 3.0, "alpha_high": 0.3, "threshold": 0.4},
 )
 IMAGES = 20
+# ADAPTVIS_TEST_ROWS: 1000 and more is the full size of all tests that have one.
+FULL = int(os.environ.get("ADAPTVIS_TEST_ROWS", "0")) >= 1000
 
 
 def make_images(folder: Path) -> None:
@@ -109,10 +111,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def finished(output: Path) -> int:
-    """Rows in a running job's part files."""
+def finished(output: Path, attempt: int | None = None) -> int:
+    """Rows in a running job's part files, all of them or those of one attempt."""
     count = 0
-    for part in output.with_name(output.name + ".job").glob("*.part"):
+    files = "*.part" if attempt is None else f"{attempt:06d}-*.part"
+    for part in output.with_name(output.name + ".job").glob(files):
         with part.open("rb") as lines:
             count += sum(line.split(b" ", 3)[2] in (b"+", b"!") for line in lines)
     return count

@@ -5,23 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import batch_kills
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batch_cases import ENGINE, make_images, mixed, read, start, write_questions
+from batch_cases import ENGINE, FULL, finished, make_images, mixed, read, start, write_questions
 from batch_cases import run as command
 
 from adaptvis_vllm.batch import Settings, run
+from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import decode, merged, open_input
 from adaptvis_vllm.batch.job import Job, job_folder
 from adaptvis_vllm.batch.parts import DONE, ERROR, MISSING, Parts, PartWriter
@@ -277,8 +281,7 @@ def test_failing_step(
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     rows = read(questions)
-    for guilty in (7, 23):
-        rows[guilty]["question"] = "poison " * 20
+    rows[23]["question"] = "poison " * 20
     path = questions.with_name("poisoned.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     original = GPUModelRunner.execute_model
@@ -293,12 +296,61 @@ def test_failing_step(
     out = tmp_path / "out.jsonl"
     summary = run(path, out, settings)
     answers = read(out)
-    assert summary["errors"] == 2
+    assert summary["errors"] == 1
     for number, (row, other) in enumerate(zip(answers, expected, strict=True)):
-        if number in (7, 23):
+        if number == 23:
             assert "poisoned" in row["error"]
         else:
             assert row["text"] == other["text"]
+
+
+def test_steps_after_a_failed_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a step fails once or a row makes it fail: a tenth more steps, and no more error
+    rows than guilty ones. 400 rows without pictures, 16 at once, about 10 tokens each."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    steps, guilty_prompt = 0, 60
+    step, execute = VllmEngine.step, GPUModelRunner.execute_model
+
+    def counted(self: VllmEngine) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(self)
+
+    def once(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        if steps == 120:
+            raise FloatingPointError("once")
+        return execute(self, scheduled, *args, **kwargs)
+
+    def guilty(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(len(r.prompt_token_ids) > guilty_prompt for r in scheduled.scheduled_new_reqs):
+            raise FloatingPointError("guilty")
+        return execute(self, scheduled, *args, **kwargs)
+
+    monkeypatch.setattr(VllmEngine, "step", counted)
+    path = tmp_path / "in.jsonl"
+    words = ["Where is cat number", "cat " * guilty_prompt]
+    rows = [
+        {"id": n, "question": f"{words[n == 190]} {n}?", "max_tokens": 10 - n % 3}
+        for n in range(400)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts, found = [], []
+    for number, broken in enumerate((execute, once, guilty)):
+        monkeypatch.setattr(GPUModelRunner, "execute_model", broken)
+        steps = 0
+        out = tmp_path / f"{number}.jsonl"
+        run(path, out, settings)
+        counts.append(steps)
+        found.append(read(out))
+    print("steps:", counts)
+    assert max(counts) <= 1.1 * counts[0]
+    assert found[1] == found[0]
+    assert [row["id"] for row in found[2] if row["error"]] == [190]
+    assert "guilty" in found[2][190]["error"]
+    assert found[2][:190] + found[2][191:] == found[0][:190] + found[0][191:]
 
 
 def test_sick_engine(
@@ -308,7 +360,8 @@ def test_sick_engine(
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     out = tmp_path / "out.jsonl"
-    monkeypatch.setattr("adaptvis_vllm.batch.stream.SICK", 2)
+    monkeypatch.setattr("adaptvis_vllm.batch.search.SICK", 2)
+    settings = Settings(settings.engine | {"max_num_seqs": 2}, workers=0)
     with monkeypatch.context() as patched:
 
         def execute_model(*_: Any, **__: Any) -> Any:
@@ -391,6 +444,57 @@ def test_damaged_part(
     assert 0 <= summary["this_attempt"]["rows"] < ROWS
     assert texts(read(out)) == texts(expected)
     assert [row["id"] for row in read(out)] == list(range(ROWS))
+
+
+def test_killed_while_errors_are_retried(tmp_path: Path) -> None:
+    """--retry-errors, SIGKILL at a random moment, --resume: the old error rows are tried again,
+    the answered rows are not. 20 times at full size."""
+    base = tmp_path / "base"
+    base.mkdir()
+    assert batch_kills.job(base)["errors"] == batch_kills.BAD
+    (base / "mended").touch()
+    script, rng = Path(batch_kills.__file__), random.Random(0)
+    moments = []
+    for kill in range(20 if FULL else 6):
+        folder = tmp_path / f"{kill}"
+        shutil.copytree(base, folder)
+        state = job_folder(folder / "out.jsonl") / "job.json"
+        words = [sys.executable, "-P", str(script), str(folder), "retry_errors"]
+        process = subprocess.Popen(words)
+        # From the moment at which the job is taken up to the moment at which it is done.
+        rows = rng.randrange(batch_kills.BAD + 1)
+        while process.poll() is None:
+            begun = json.loads(state.read_text())["attempt"] == 2
+            if begun and finished(folder / "out.jsonl", attempt=2) >= rows:
+                break
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        complete = json.loads(state.read_text())["complete"]
+        moments.append(f"{finished(folder / 'out.jsonl', attempt=2)}{' (done)' * complete}")
+        summary = batch_kills.job(folder, "resume")
+        assert summary["errors"] == 0, moments
+        assert complete or summary["this_attempt"]["rows"] <= batch_kills.BAD - rows
+        answers = read(folder / "out.jsonl")
+        assert [row["id"] for row in answers] == list(range(batch_kills.ROWS))
+        assert {row["text"] for row in answers} == {"answer"}
+    print("rows finished at the kills:", moments)
+
+
+def test_deaths_before_a_retry_are_forgiven(tmp_path: Path) -> None:
+    """Also after a kill; those of the retry itself count."""
+    for attempt, lonely in ((1, True), (1, True), (2, False), (3, False)):
+        writer = PartWriter(tmp_path, attempt)
+        writer.started([0], lonely)
+        writer.close()
+    writer = PartWriter(tmp_path, 1)
+    writer.write([(0, Answer({}, error="died"))])
+    writer.close()
+    parts = Parts(tmp_path, 1)
+    parts.poll()
+    parts.forget_errors(2)
+    assert parts.status.tolist() == [MISSING]
+    assert parts.suspects() == {0: 0}
 
 
 def test_another_job(questions: Path, settings: Settings, tmp_path: Path) -> None:
