@@ -177,3 +177,26 @@ def test_what_it_cannot_serve_is_refused(steered_attention, change, message):
     case = make_case(kv_lens=[4])
     with pytest.raises(ValueError, match=message):
         case.run(steered_attention, torch.zeros(3, 4, 64), **change)
+
+
+def test_a_first_call_compiles_for_few_rows_and_for_many(launch, monkeypatch):
+    """No later call of its kind waits for a compiler, however many rows it has."""
+    names = []
+    run = launch.Plan.launch
+
+    def noted(plan, name, *args, **const):
+        names.append(name)
+        run(plan, name, *args, **const)
+
+    monkeypatch.setattr(launch.Plan, "launch", noted)
+    monkeypatch.setattr(launch, "_compiles", lambda device: True)
+    monkeypatch.setattr(launch, "_plans", {})
+    few, many = (make_case(kv_lens=[40] * rows, seed=rows) for rows in (1, 20))
+    check(few, launch.steered_attention)
+    assert names == ["whole", "split", "reduce"]
+    names.clear()
+    check(few, launch.steered_attention)
+    assert names == ["split", "reduce"]
+    names.clear()
+    check(many, launch.steered_attention)
+    assert names == ["whole"]
