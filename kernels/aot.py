@@ -150,9 +150,10 @@ def model_variants() -> list[Variant]:
     # The reduction depends on nothing but the head size and the window.
     shapes = {(m.head_dim, m.window): m for m in MODELS}
     reduce = [Variant(m, kernel="reduce") for m in shapes.values()]
-    sides = [replace(v, sides=True) for v in (*split, *unsplit, *float8, *reduce)]
+    sides = [replace(v, sides=True) for v in (*split, *unsplit, *reduce)]
+    sides += [replace(v, sides=True, named=False) for v in float8]  # some spill 8 bytes
     commit = [Variant(MODELS[0], "fp32", kv, kernel="commit") for kv in ("e4m3", "bf16", "fp32")]
-    return split + unsplit + float8 + reduce + sides + commit
+    return list(dict.fromkeys(split + unsplit + float8 + reduce + sides + commit))
 
 
 def matrix_variants() -> list[Variant]:

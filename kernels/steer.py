@@ -332,21 +332,17 @@ def steer_kernel(
         )  # fmt: skip
     if ROWS > 1:  # noqa: SIM102
         if has_own:
-            side = i_t - first_side
-            m_kept = m_ld & (i_l % GROUP == 0)[:, None]
+            side = i_t - first_side  # all lanes of a row write the same
             p_keep = p_kept + (2 * side * tl.num_programs(0) + i_h)[:, None] * DIM + i_d[None, :]
-            p_own_k = p_key + (i_t * s_key + i_h * DIM)[:, None] + i_d[None, :]
-            p_own_v = p_value + (i_t * s_value + i_h * DIM)[:, None] + i_d[None, :]
-            b_k = tl.load(p_own_k, mask=m_ld, other=0.0)
-            b_v = tl.load(p_own_v, mask=m_ld, other=0.0)
-            code_k, b_k = _as_cached(b_k, k_own, p_kept, K_SCALE, FLOAT8)
-            code_v, b_v = _as_cached(b_v, v_scale, p_kept, V_SCALE, FLOAT8)
-            tl.store(p_keep, code_k, mask=m_kept)
-            tl.store(p_keep + tl.num_programs(0) * DIM, code_v, mask=m_kept)
+            b_k = tl.load(
+                p_key + (i_t * s_key + i_h * DIM)[:, None] + i_d[None, :], mask=m_ld, other=0.0
+            )
+            code, b_k = _as_cached(b_k, k_own, p_kept, K_SCALE, FLOAT8)
+            tl.store(p_keep, code, mask=m_ld)
             if i_h == 0:
                 slot = tl.load(p_table + last // BLOCK_SIZE).to(tl.int64) * BLOCK_SIZE
                 slot += last % BLOCK_SIZE
-                tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_l & (i_l % GROUP == 0))
+                tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_l)
             b_s = tl.sum(b_q.to(tl.float32) * b_k, 1) * scale
             word = tl.load(p_words + last // 32, mask=last // 32 < num_words, other=0)
             b_s = tl.where(((word >> (last % 32)) & 1) != 0, _steer(b_s, alpha, RULE), b_s)
@@ -358,6 +354,11 @@ def steer_kernel(
             b_old = tl.exp2(b_max - b_ref)
             b_p = tl.exp2(b_s - b_ref)
             b_sum = b_sum * b_old + b_p
+            b_v = tl.load(
+                p_value + (i_t * s_value + i_h * DIM)[:, None] + i_d[None, :], mask=m_ld, other=0.0
+            )
+            code, b_v = _as_cached(b_v, v_scale, p_kept, V_SCALE, FLOAT8)
+            tl.store(p_keep + tl.num_programs(0) * DIM, code, mask=m_ld)
             b_acc = b_acc * b_old[:, None] + b_p[:, None] * b_v
             b_max = b_new
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engine import close, make_llm, prompt, sampling
+from lora_v2 import STEERINGS as V2_STEERINGS
+from lora_v2 import TOKENS
 from safetensors.torch import load_file, save_file
 
 from adaptvis_vllm import AdaptVis, ScalingVis
@@ -80,3 +85,25 @@ def test_answers_of_the_merged_weights(model: Path, tmp_path: Path) -> None:
             assert first == pytest.approx(expected.logprobs[0], abs=1e-4)
     answers = [tuple(output.outputs[0].token_ids) for output in adapted + plain]
     assert len(set(answers)) > len(answers) / 2
+
+
+def test_model_runner_v2(model: Path, tmp_path: Path) -> None:
+    """Side rows are tokens of their request's adapter there too."""
+    make_adapter(model, tmp_path / "adapter", tmp_path / "merged")
+    program = Path(__file__).with_name("lora_v2.py")
+    done = subprocess.run(
+        [sys.executable, "-P", program, model, tmp_path / "adapter", str(RANK)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    reference = ReferenceModel(tmp_path / "merged")
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for steering, (tokens, logprob) in zip(V2_STEERINGS, answers, strict=True):
+        given = prompt(0)
+        expected = reference.generate(
+            given["prompt"], [given["multi_modal_data"]["image"]], steering, max_tokens=TOKENS
+        )
+        assert tokens == expected.token_ids
+        assert logprob == pytest.approx(expected.logprobs[0], abs=1e-4)
