@@ -529,5 +529,8 @@ def test_ceiling_and_parts_by_hand(tmp_path: Path) -> None:
     assert sorted(i for p in parts for i in p.rows.tolist()) == [0, 1, 2, 3, 5, 6]
     assert parts[0].name == "0.100 to 0.200"  # equals stay together
     assert parts[-1].rows.tolist() == [3, 6]
+    crowded = np.array([0.1] * 8 + [0.2, 0.3])
+    parts = breakdown.by_confidence(crowded, {"all": np.ones(10)})
+    assert [part.rows.tolist() for part in parts] == [list(range(8)), [8, 9]]
     assert breakdown.by_confidence(np.full(7, 0.5), columns) == []
     assert breakdown.by_answer(questions[:1], columns) == []
