@@ -48,6 +48,28 @@ def count_kernel_calls() -> list[int]:
     return calls
 
 
+def count_commits() -> list[tuple[int, ...]]:
+    """The grid of each launch that writes keys and values of chosen side rows."""
+    from adaptvis_vllm.kernels import commit
+
+    grids, kernel = [], commit.commit_kernel
+
+    class Counted:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    commit.commit_kernel = Counted()
+    return grids
+
+
+def count_plans(steering: Any) -> list[int]:
+    """Requests with side rows of each step that holds a steered row."""
+    plans, locate = [], steering.locate
+    steering.locate = lambda *a: (plans.append(len(steering.plan.sides)), locate(*a))
+    return plans
+
+
 def results(llm: Any) -> dict[str, Any]:
     from engine import counted_steps, generate, prompt, runner, sampling, scheduler
     from triton_cases import CASES
@@ -57,14 +79,16 @@ def results(llm: Any) -> dict[str, Any]:
         "backends": sorted({group.backend.get_name() for group in groups}),
         "scheduler": type(scheduler(llm)).__name__,
     }
-    calls = count_kernel_calls()
+    calls, commits = count_kernel_calls(), count_commits()
+    plans = count_plans(runner(llm).adaptvis)
     items = [prompt(image, text) for image, text, _ in CASES]
     params = [sampling(s, max_tokens=4, ignore_eos=True, logprobs=5) for *_, s in CASES]
     # A mixed batch first; then each alone, on the blocks that the batch left in the cache.
     with counted_steps(llm) as steps:
         mixed = generate(llm, items, params)
         alone = [generate(llm, [i], p)[0] for i, p in zip(items, params, strict=True)]
-    out["kernel_calls"] = len(calls)
+    out["kernel_calls"], out["commits"], out["plans"] = len(calls), commits, plans
+    out["layers"] = len(runner(llm).adaptvis.layers)
     out["steps"] = [sorted(step.values()) for step in steps]
     for name, outputs in (("mixed", mixed), ("alone", alone)):
         out[name] = [
