@@ -64,7 +64,8 @@ def steer_rows(
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,  # [num_heads] float32
 ) -> None:
-    """Overwrite the steered rows of `output`; RuntimeError where `problem()` is one."""
+    """Overwrite the steered rows of `output`; RuntimeError where `problem()` is one, ValueError
+    for tensors that are not as said here: the compiled code would read and write elsewhere."""
     tokens = {"query": query, "output": output}
     tensors: dict[str, Any] = {
         "block_table": block_table,
@@ -80,17 +81,13 @@ def steer_rows(
     }
     heads, dim = query.shape[1:]
     _, kv_heads, block, _ = kv_cache.shape
-    assert dim % 16 == block % 16 == 0  # as vLLM's CPU backend has them
-    assert query.dtype == output.dtype
-    assert kv_cache.is_contiguous()
-    assert all(t.stride()[1:] == (dim, 1) for t in tokens.values())
-    assert all(t.dtype == torch.int32 for name, t in tensors.items() if name != "alpha")
     if sinks is not None:
         tensors["sinks"] = sinks
+    _check(tokens, kv_cache, tensors)
     if key is not None and value is not None:
-        assert key.dtype == value.dtype == kv_cache.dtype
-        assert key.is_contiguous()
-        assert value.is_contiguous()
+        for name, side in (("key", key), ("value", value)):
+            if side.dtype != kv_cache.dtype or not side.is_contiguous():
+                raise ValueError(f"{name} of side rows must be contiguous {kv_cache.dtype}")
         tensors |= {"key": key, "value": value}
     _library()(
         Rows(
@@ -114,6 +111,31 @@ def steer_rows(
             soft_cap=soft_cap,
         )
     )
+
+
+def _check(
+    tokens: dict[str, torch.Tensor], kv_cache: torch.Tensor, tensors: dict[str, torch.Tensor]
+) -> None:
+    """No assert: `python -O` would leave memory unguarded."""
+    query, output = tokens["query"], tokens["output"]
+    heads, dim = query.shape[1:]
+    _, kv_heads, block, twice = kv_cache.shape
+    if dim % 16 or block % 16:  # as vLLM's CPU backend has them
+        raise ValueError(f"head_dim {dim} and block_size {block} must be multiples of 16")
+    if output.shape[1:] != (heads, dim) or twice != 2 * dim or heads % kv_heads:
+        shapes = f"{[*query.shape]}, {[*output.shape]} and {[*kv_cache.shape]}"
+        raise ValueError(f"query, output and kv_cache do not fit together: {shapes}")
+    if query.dtype != output.dtype:
+        raise ValueError(f"output is {output.dtype}, query {query.dtype}")
+    if not kv_cache.is_contiguous():
+        raise ValueError("kv_cache must be contiguous")
+    for name, t in tokens.items():
+        if t.stride()[1:] != (dim, 1):
+            raise ValueError(f"the heads of {name} must be contiguous, not of strides {t.stride()}")
+    for name, t in tensors.items():
+        wanted = torch.float32 if name in ("alpha", "sinks") else torch.int32
+        if t.dtype != wanted or t.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous {wanted}, not {t.dtype} {t.stride()}")
 
 
 def problem() -> str | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks
 
 
 @pytest.fixture(scope="session")

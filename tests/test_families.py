@@ -225,8 +225,6 @@ def test_start_up_refuses_rows_in_buffers_that_nobody_knows(
 def test_the_readme_has_this_table(found: dict[str, Found]) -> None:
     """Of the families that ran; all of them ran where no test was deselected or failed."""
     rows = {n: family_table.row(FAMILIES[n], f) for n, f in found.items() if _complete(f)}
-    if not rows:
-        pytest.skip("no family ran")
     whole = len(rows) == len(FAMILIES)
     if os.environ.get("ADAPTVIS_WRITE_TABLE"):
         assert whole, f"did not run or failed: {sorted(FAMILIES.keys() - rows.keys())}"
