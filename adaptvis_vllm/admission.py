@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 
 from adaptvis_vllm.bounds import check_completed, check_sampling
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.fields import BadParameter, show, word
+from adaptvis_vllm.media import is_remote, reason
 from adaptvis_vllm.params import PREFIX, SteeringParams
 from adaptvis_vllm.preset import expand
 from adaptvis_vllm.serving import metrics
@@ -38,6 +38,12 @@ class Refused(VLLMValidationError, ValueError):
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # vLLM's would repeat the parameter
+
+
+class Unloadable(VLLMUnprocessableEntityError, ValueError):
+    """HTTP 422 in a server, a ValueError offline: a file that cannot be had where it should be."""
+
+    __str__ = Exception.__str__
 
 
 def refused(error: ValueError) -> Refused:
@@ -205,22 +211,27 @@ def check_fields(request: Any) -> None:
                     )
 
 
-def refuse_image(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `MediaConnector.fetch_image_async`: what is wrong with the picture that a request
-    names is no error of the server. A host that does not answer remains one, to be retried.
+def refuse_media(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MediaConnector.fetch_image_async` and `fetch_video_async`.
+
+    What is wrong with the file that a request names is no error of the server: HTTP 422 where
+    another host has it, as vLLM answers where that host says 404, else 400. vLLM has tried such a
+    host VLLM_MEDIA_FETCH_MAX_RETRIES times by then, each time for a bounded time.
     """
+    parameter = "video_url" if "video" in original.__name__ else "image_url"
 
-    async def fetch_image_async(self: Any, image_url: str, *args: Any, **kwargs: Any) -> Any:
+    async def fetch_async(self: Any, url: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await original(self, image_url, *args, **kwargs)
-        except (Image.DecompressionBombError, NotImplementedError) as error:
-            raise Refused(str(error), parameter="image_url") from error
-        except RuntimeError as error:
-            if image_url[:5].lower() != "file:":
-                raise
-            raise Refused(str(error), parameter="image_url") from error
+            return await original(self, url, *args, **kwargs)
+        except Exception as error:  # decoders raise what they like
+            named = f"{parameter} {url!r:.200}" if is_remote(url) else f"{parameter} {show(url)}"
+            said = isinstance(error, VLLMUnprocessableEntityError)
+            if said or (is_remote(url) and not isinstance(error, ValueError)):
+                message = f"{named} cannot be loaded: {reason(error)}"
+                raise Unloadable(message, parameter=parameter) from error
+            raise Refused(f"{named}: {reason(error)}", parameter=parameter) from error
 
-    return fetch_image_async
+    return fetch_async
 
 
 def refuse_placeholders(original: Callable[..., Any]) -> Callable[..., Any]:

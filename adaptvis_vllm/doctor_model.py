@@ -21,6 +21,7 @@ from adaptvis_vllm.attention import wrap
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.doctor_trial import differences
 from adaptvis_vllm.drawing import draw, ranges
+from adaptvis_vllm.media import load_image, pixels
 from adaptvis_vllm.span import image_positions
 
 QUESTION = "Is the spoon left or right of the cup?"
@@ -138,7 +139,8 @@ def _sample(vllm_config: Any, picture: Path | None) -> list[str]:
     """The sample prompt, drawn."""
     from vllm.renderers import renderer_from_config
 
-    image = Image.open(picture).convert("RGB") if picture else Image.new("RGB", SIZE, "grey")
+    given = load_image(picture, Path(), "--image") if picture else Image.new("RGB", SIZE, "grey")
+    image = pixels(given)
     renderer = renderer_from_config(vllm_config)
     try:
         prompt, template = _render(renderer, image)

@@ -1,60 +1,91 @@
-"""Pictures and videos of rows: from paths, URLs, `data:` URIs or bytes."""
+"""Pictures and videos of rows: from paths, URLs, `data:` URIs or bytes.
+
+What a picture's file becomes is vLLM's own code, so it is one picture everywhere: only formats of
+vLLM's list are opened (EPS, for which Pillow runs Ghostscript, is none of them), EXIF orientation
+is applied, transparent pixels lie on white, of an animation the first frame counts, and the rest
+is Pillow's conversion to RGB. An engine's `--media-io-kwargs` holds for its rows.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
-import http.client
 import io
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
-DOWNLOAD_SECONDS = 20
-DOWNLOAD_BYTES = 100 * 2**20
+if TYPE_CHECKING:
+    from vllm.multimodal.media import MediaWithBytes
+
+# As vLLM takes it: with its file's bytes, by which vLLM's cache knows it, or one of Pillow's.
+Picture: TypeAlias = "MediaWithBytes[Image.Image] | Image.Image"
 FRAMES_MAX = 32  # vLLM drops what a list has more, unless it is told otherwise
 
 
-def load_image(source: Any, folder: Path, field: str) -> Image.Image:
-    """An RGB picture from a path, URL, data URI, a file's bytes or a picture of any mode.
+def load_image(
+    source: Any, folder: Path, field: str, options: Mapping[str, Any] | None = None
+) -> Picture:
+    """A picture from a path, URL, data URI, a file's bytes or a picture of Pillow, of any mode.
 
+    options: for images, of the engine's `media_io_kwargs`. What this returns it also takes.
     ValueError names the field.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
+    from vllm.multimodal.media import ImageMediaIO, MediaWithBytes
+
+    if isinstance(source, MediaWithBytes):
+        return source
+    reader = ImageMediaIO(**(options or {}))
     source = _plain(source)
-    if not isinstance(source, str | bytes) or not source:
+    if not isinstance(source, str | bytes | Image.Image) or not source:
         raise ValueError(f"{field} must be a path, URL, data URI or bytes, not {source!r:.60}")
+    file = source if isinstance(source, Image.Image) else _read(source, folder, field, "image")
     try:
-        with _said(source, field, "image"):
-            return Image.open(_place(source, folder, field)).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{field}: {error}") from None
+        return (
+            _converted(file, reader) if isinstance(file, Image.Image) else reader.load_bytes(file)
+        )
+    except Exception as error:  # decoders raise what they like: the picture is at fault
+        why = reason(error).removeprefix("Failed to load image: ")
+        raise ValueError(f"{field}: {source!r:.60} is no readable image: {why}") from None
 
 
-def load_video(source: Any, folder: Path, field: str) -> str:
+def pixels(picture: Picture) -> Image.Image:
+    """The picture of Pillow."""
+    return picture if isinstance(picture, Image.Image) else picture.media
+
+
+def fetch_image(url: str, **options: Any) -> Picture:
+    """A picture as vLLM's server loads it, with what it allows and refuses.
+
+    options: of vLLM's `MediaConnector`. Raises what that raises.
+    """
+    connector = _connector(**options)
+    return _finish(connector, lambda: connector.fetch_image_async(url))
+
+
+def load_video(
+    source: Any, folder: Path, field: str, options: Mapping[str, Any] | None = None
+) -> str:
     """A video as a `data:` URI that vLLM reads: a file's bytes, or frames one after the other.
 
     source: a video file, from a path, URL, `data:` URI or its bytes; or a list of its frames,
         whatever `load_image` takes, of one size, at most 32, one a second.
+    options: as of `load_image`, for frames.
     ValueError names the field.
     """
     if isinstance(source, list):
-        return _frames(source, folder, field)
+        return _frames(source, folder, field, options)
     source = _plain(source)
     if not isinstance(source, str | bytes) or source == "":
         raise ValueError(
             f"{field} must be a path, URL, data URI, bytes or a list of frames, not {source!r:.60}"
         )
-    with _said(source, field, "video"):
-        place = _place(source, folder, field)
-        data = place.read_bytes() if isinstance(place, Path) else place.getvalue()
+    data = _read(source, folder, field, "video")
     if not _is_video(data):
         raise ValueError(f"{field}: {source!r:.60} is no readable video")
     return "data:video/mp4;base64," + base64.b64encode(data).decode()
@@ -79,21 +110,67 @@ def decode_video(
     return frames, metadata
 
 
-def _frames(sources: list[Any], folder: Path, field: str) -> str:
+def _is_video(data: bytes) -> bool:
+    """Whether vLLM's decoder opens it and finds a frame; a picture counts none."""
+    import cv2
+
+    video = cv2.VideoCapture(io.BytesIO(data), cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]
+    announced = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0
+    return announced > 0 and any(video.grab() for _ in range(FRAMES_MAX))
+
+
+def is_remote(source: Any) -> bool:
+    """Whether it is an http(s) URL."""
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
+
+
+def is_url(source: str) -> bool:
+    """Whether it is no path."""
+    return source[:5].lower() == "data:" or "://" in source
+
+
+def reason(error: Exception) -> str:
+    """Why vLLM could not load something, in a text that can be sent."""
+    if isinstance(error, TimeoutError):
+        return "it did not come in time"
+    said = str(error).partition(" (parameter=")[0] or type(error).__name__
+    if "cannot identify image file" in said:
+        return "it is no picture of a format that vLLM reads"
+    return said.encode(errors="backslashreplace").decode()[:200]
+
+
+def _converted(image: Image.Image, reader: Any) -> Image.Image:
+    """As `reader.load_bytes` converts a file's picture. One of Pillow is read only now."""
+    from vllm.multimodal.image import ALLOWED_IMAGE_FORMATS, convert_image_mode, normalize_image
+
+    # MPO: how Pillow calls a JPEG that holds several pictures.
+    if image.format not in (None, "MPO", *ALLOWED_IMAGE_FORMATS):
+        raise ValueError(f"the format {image.format} is not read")
+    image = normalize_image(image)
+    image.load()
+    mode = reader.image_mode
+    if mode is None:
+        return image
+    return convert_image_mode(image, mode, reader.rgba_background_color)
+
+
+def _frames(sources: list[Any], folder: Path, field: str, options: Mapping[str, Any] | None) -> str:
     if not 0 < len(sources) <= FRAMES_MAX:
         raise ValueError(f"{field} must have 1 to {FRAMES_MAX} frames, not {len(sources)}")
-    frames = [load_image(source, folder, field) for source in sources]
-    sizes = {frame.size for frame in frames}
+    frames = [load_image(source, folder, field, options) for source in sources]
+    sizes = {pixels(frame).size for frame in frames}
     if len(sizes) > 1:
         raise ValueError(f"{field}: frames must have one size, not {sorted(sizes)!s:.60}")
-    return "data:video/jpeg;base64," + ",".join(_base64(frame) for frame in frames)
+    return "data:video/jpeg;base64," + ",".join(map(_base64, frames))
 
 
-def _base64(frame: Image.Image) -> str:
-    """Without loss; vLLM calls a list of frames JPEG and reads any format."""
-    out = io.BytesIO()
-    frame.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
+def _base64(frame: Picture) -> str:
+    """The frame's file, else a PNG: vLLM calls a list of frames JPEG and reads any format."""
+    if isinstance(frame, Image.Image):
+        out = io.BytesIO()
+        frame.save(out, "PNG")
+        return base64.b64encode(out.getvalue()).decode()
+    return base64.b64encode(frame.original_bytes).decode()
 
 
 def _plain(source: Any) -> Any:
@@ -105,55 +182,76 @@ def _plain(source: Any) -> Any:
     return source
 
 
-def _place(source: str | bytes, folder: Path, field: str) -> Path | io.BytesIO:
-    """Where the file can be read."""
+def _read(source: str | bytes, folder: Path, field: str, kind: str) -> bytes:
+    """A file's bytes. kind: "image" or "video"."""
     if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if source.startswith("data:"):
-        head, _, body = source.partition(",")
-        if not head.endswith(";base64"):
-            raise binascii.Error("only base64 data URIs are read")
-        return io.BytesIO(base64.b64decode(body, validate=True))
-    if source.startswith(("http://", "https://")):
-        return io.BytesIO(download(source, field))
-    if "://" in source:
-        raise ValueError(f"{field}: {source!r:.60} is no http(s) URL")
-    return folder / source
-
-
-@contextmanager
-def _said(source: str | bytes, field: str, kind: str) -> Iterator[None]:
-    """A file that is missing or broken is a ValueError that names the field."""
+        return source
     try:
-        yield
+        if is_remote(source):
+            return _download(source, kind)
+        if source[:5].lower() == "data:":
+            return _connector().load_from_url(source, _Bytes())
+        if source[:7].lower() == "file://":
+            return Path(url2pathname(urlsplit(source).path)).read_bytes()
+        if "://" in source:
+            raise ValueError("it is no http(s), data: or file: URL")
+        return (folder / source).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{field}: no such file {source!r:.200}") from None
-    except (OSError, SyntaxError, binascii.Error) as error:
-        raise ValueError(f"{field}: {source!r:.60} is no readable {kind}: {error!s:.200}") from None
+    except Exception as error:
+        verb = "cannot be loaded" if is_remote(source) else f"is no readable {kind}"
+        raise ValueError(f"{field}: {source!r:.200} {verb}: {reason(error)}") from None
 
 
-def _is_video(data: bytes) -> bool:
-    """Whether vLLM's decoder opens it and finds a frame; a picture counts none."""
-    import cv2
+class _Bytes:
+    """A `MediaIO` of vLLM that leaves a file as it is."""
 
-    video = cv2.VideoCapture(io.BytesIO(data), cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]
-    announced = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0
-    return announced > 0 and any(video.grab() for _ in range(FRAMES_MAX))
+    def get_max_bytes(self) -> None:
+        """vLLM's own limit holds."""
+
+    def load_bytes(self, data: bytes) -> bytes:
+        return data
+
+    def load_base64(self, media_type: str, data: str) -> bytes:
+        return base64.b64decode(data, validate=True)
 
 
-def download(url: str, field: str, tries: int = 3) -> bytes:
-    """What an http(s) URL holds; ValueError names the field. Passing failures are tried again."""
-    request = urllib.request.Request(url, headers={"User-Agent": "adaptvis-vllm"})
-    for left in reversed(range(tries)):
+def _download(url: str, kind: str) -> bytes:
+    from vllm import envs
+
+    seconds = {"image": envs.VLLM_IMAGE_FETCH_TIMEOUT, "video": envs.VLLM_VIDEO_FETCH_TIMEOUT}
+    connector = _connector()
+    return _finish(
+        connector,
+        lambda: connector.load_from_url_async(url, _Bytes(), fetch_timeout=seconds[kind]),
+    )
+
+
+def _connector(**options: Any) -> Any:
+    from vllm import envs
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+    return MEDIA_CONNECTOR_REGISTRY.load(envs.VLLM_MEDIA_CONNECTOR, **options)
+
+
+def _finish(connector: Any, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """What the coroutine returns, from code that waits; in a notebook a loop runs already.
+
+    vLLM bounds each try of its asynchronous client from start to end, of the other one only
+    the time between two pieces: a host that drips would be waited for without end.
+    """
+    from vllm.connections import HTTPConnection
+
+    async def run() -> Any:
+        connector.connection = HTTPConnection()
         try:
-            with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-                body = answer.read(DOWNLOAD_BYTES + 1)
-            if len(body) > DOWNLOAD_BYTES:
-                raise ValueError(f"{field}: {url:.200} is larger than {DOWNLOAD_BYTES} bytes")
-            return body
-        except (OSError, http.client.HTTPException) as error:
-            status = error.code if isinstance(error, urllib.error.HTTPError) else 500
-            if not left or (status < 500 and status not in (408, 429)):
-                raise ValueError(f"{field}: {url:.200} cannot be loaded: {error!s:.200}") from None
-            time.sleep(tries - left)
-    raise AssertionError
+            return await start()
+        finally:
+            await (await connector.connection.get_async_client()).close()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result()

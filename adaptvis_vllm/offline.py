@@ -25,6 +25,7 @@ class RowRunner:
         self.folder = folder
         self.logprobs = logprobs
         self.defaults = server_defaults(llm.llm_engine.vllm_config)
+        self.media = media_options(llm.llm_engine.vllm_config.model_config)
         self.window = 2 * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ class RowRunner:
                     break
                 row_id = row_id_of(value)
                 try:
-                    row = parse_row(value, self.folder, self.defaults)
+                    row = parse_row(value, self.folder, self.defaults, self.media.get("image"))
                     running[self.enqueue(row)] = (taken, row_id)
                 except Exception as error:  # nothing is queued yet: the row alone is at fault
                     done[taken] = row_id, sentence(error)
@@ -90,8 +91,13 @@ class RowRunner:
         from vllm.transformers_utils.processor import get_video_processor_cls_name
 
         model = self.llm.llm_engine.vllm_config.model_config
-        options = model.multimodal_config.media_io_kwargs if model.multimodal_config else None
-        return decode_video(uri, get_video_processor_cls_name(model), options)
+        return decode_video(uri, get_video_processor_cls_name(model), self.media)
+
+
+def media_options(model_config: Any) -> dict[str, Any]:
+    """An engine's `media_io_kwargs`, by modality."""
+    about = model_config.multimodal_config
+    return dict(about.media_io_kwargs or {}) if about else {}
 
 
 def cache_bytes(given: int | None, share: float = 0.25) -> int | None:

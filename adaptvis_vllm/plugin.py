@@ -76,10 +76,13 @@ HOOKS: tuple[Hook, ...] = (
         "sent_pictures:hand_over",
         "the same: now they count",
     ),
-    Hook(
-        "vllm.multimodal.media.connector:MediaConnector.fetch_image_async",
-        "admission:refuse_image",
-        "HTTP 400 for huge and forbidden images",
+    *(
+        Hook(
+            f"vllm.multimodal.media.connector:MediaConnector.{fetch}",
+            "admission:refuse_media",
+            "HTTP 4xx for files that a request names and that cannot be had",
+        )
+        for fetch in ("fetch_image_async", "fetch_video_async")
     ),
     *(
         Hook(f"vllm.entrypoints.{target}", f"admission:{wrapper}", "beam search is never steered")

@@ -28,6 +28,7 @@ from adaptvis_vllm import policy  # noqa: E402
 from adaptvis_vllm.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.reference_attention import Steering, install  # noqa: E402
 from adaptvis_vllm.reference_inputs import Prompt, Video, prepare  # noqa: E402
+from adaptvis_vllm.reference_literals import Literals  # noqa: E402
 from adaptvis_vllm.reference_positions import (  # noqa: E402
     count_on_behind_videos,
     feature_positions,
@@ -85,6 +86,7 @@ class ReferenceModel:
         self.device = torch.device(device)
         self.causal = causal
         self.feature_tokens = feature_tokens(self.model.config)
+        self._literals = Literals(self.processor, self.model, self.feature_tokens)
         self.eos_token_ids = _eos_token_ids(self.model.generation_config, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         # Greedy: a checkpoint's own sampling defaults and penalties must not leak in.
@@ -109,8 +111,8 @@ class ReferenceModel:
         """Answer one prompt greedily.
 
         prompt: text with the model's image placeholders, or chat messages, whose content
-            is a text or a list of {"type": "text", "text": ...} and {"type": "image"}.
-        images: in the order of their placeholders.
+            is a text or a list of texts, {"type": "text", "text": ...} and {"type": "image"}.
+        images: in the order of their placeholders, the first ones; more of them are text.
         videos: the same, each its frames, [T, H, W, 3] uint8, and their metadata.
         params: None is the same as mode "off".
         logprobs: how many of the best tokens to list at each step.
@@ -118,7 +120,7 @@ class ReferenceModel:
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        inputs = prepare(self.processor, prompt, images, videos)
+        inputs = prepare(self.processor, prompt, images, videos, self._literals)
         inputs = inputs.to(self.device, dtype=self.model.dtype)
         if self.causal:
             inputs.pop("token_type_ids", None)
@@ -137,7 +139,7 @@ class ReferenceModel:
         top = table.topk(logprobs, dim=-1)
         stopped = not ignore_eos and token_ids[-1] in self.eos_token_ids
         return ReferenceOutput(
-            prompt_token_ids=ids,
+            prompt_token_ids=self._literals.restore(inputs["input_ids"][0]).tolist(),
             image_positions=steered_columns(found, "embeddings"),
             token_ids=token_ids,
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.media import decode_video
+from adaptvis_vllm.media import decode_video, pixels
+from adaptvis_vllm.offline import sentence
 from adaptvis_vllm.reference import ReferenceModel
 from adaptvis_vllm.rows import answered_row, output_row, parse_row, row_id_of
+
+# Parts of messages that are text for vLLM, and where they have it.
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text"}
+_TEXTS |= {"refusal": "refusal", "thinking": "thinking"}
 
 
 def run(
@@ -25,7 +30,7 @@ def run(
                     f"temperature is {row.temperature}, but the reference is greedy: only 0"
                 )
             prompt: Any = row.prompt
-            images, videos = row.images, row.videos
+            images, videos = [pixels(picture) for picture in row.images], row.videos
             if row.messages is not None:
                 prompt, images, videos = _for_template(row.messages)
             out = model.generate(
@@ -36,8 +41,8 @@ def run(
                 max_tokens=row.max_tokens,
                 logprobs=logprobs or 0,
             )
-        except ValueError as error:
-            yield output_row(row_id, error=str(error))
+        except Exception as error:  # the row alone is at fault, whatever transformers raises
+            yield output_row(row_id, error=sentence(error))
             continue
         table = None
         if logprobs is not None:
@@ -49,13 +54,25 @@ def _for_template(messages: list[dict[str, Any]]) -> tuple[Any, list[Any], list[
     """Chat messages as transformers' templates take them; their images and videos in order."""
     images: list[Any] = []
     videos: list[str] = []
-    short = {"image_pil": {"type": "image"}, "video_url": {"type": "video"}}
+
+    def short(part: Any) -> dict[str, Any] | None:
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image_pil":
+            images.append(pixels(part["image_pil"]))
+            return {"type": "image"}
+        if kind == "video_url":
+            videos.append(part["video_url"]["url"])
+            return {"type": "video"}
+        if kind not in _TEXTS:
+            raise ValueError(f"messages: {part!r:.60} is no text, image or video")
+        text = part.get(_TEXTS[kind])
+        return None if text is None else {"type": "text", "text": text}  # as vLLM
+
     out = []
     for message in messages:
         content = message["content"]
         if isinstance(content, list):
-            images += [p["image_pil"] for p in content if p.get("type") == "image_pil"]
-            videos += [p["video_url"]["url"] for p in content if p.get("type") == "video_url"]
-            content = [short.get(p.get("type"), p) for p in content]
+            content = [shown for part in content if (shown := short(part)) is not None]
         out.append({**message, "content": content})
     return out, images, videos

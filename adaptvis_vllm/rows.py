@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from adaptvis_vllm.media import load_image, load_video
+from adaptvis_vllm.media import Picture, load_image, load_video
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import MODE_OFF, Report
 
@@ -35,11 +33,12 @@ FIELDS = (
     "seed",
 )
 TEXTS = ("question", "prompt", "messages")
+MEDIA = ("image_url", "image", "video_url", "video")  # of a part of messages
 
 
 @dataclass(frozen=True)
 class Row:
-    """One checked request. prompt: raw text; messages: chat, images as PIL; one of them set.
+    """One checked request. prompt: raw text; messages: chat, images loaded; one of them set.
 
     videos: of a raw prompt, as `media.load_video` returns them; those of messages are inside.
     """
@@ -47,7 +46,7 @@ class Row:
     id: Any
     prompt: str | None
     messages: list[dict[str, Any]] | None
-    images: list[Image.Image]
+    images: list[Picture]
     videos: list[str]
     steering: SteeringParams | None
     max_tokens: int
@@ -66,10 +65,16 @@ def read_lines(path: Path) -> Iterator[Any]:
                     yield ValueError(f"line {number} is not JSON: {error}")
 
 
-def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) -> Row:
+def parse_row(
+    value: Any,
+    folder: Path,
+    defaults: SteeringParams | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Row:
     """A checked row; ValueError names the field.
 
     folder: what paths are relative to. defaults: the engine's, for what `adaptvis` leaves out.
+    options: for images, of the engine's `media_io_kwargs`.
     In Python, images may be pictures and `adaptvis` a `SteeringParams`.
     """
     if isinstance(value, ValueError):
@@ -87,9 +92,9 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
     sources = value.get("images") if value.get("images") is not None else value.get("image")
     sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
     field = "images" if value.get("images") is not None else "image"
-    images = [load_image(source, folder, field) for source in sources]
+    images = [load_image(source, folder, field, options) for source in sources]
     video = value.get("video")
-    videos = [] if video is None else [load_video(video, folder, "video")]
+    videos = [] if video is None else [load_video(video, folder, "video", options)]
     prompt, messages = value.get("prompt"), None
     if given[0] == "prompt":
         _text("prompt", prompt)
@@ -102,7 +107,7 @@ def parse_row(value: Any, folder: Path, defaults: SteeringParams | None = None) 
         if images or videos:
             extra = field if images else "video"
             raise ValueError(f"{extra} does not go with messages; put it into their content")
-        messages = _messages(value["messages"], folder)
+        messages = _messages(value["messages"], folder, options)
     steering = value.get("adaptvis")
     return Row(
         id=value.get("id"),
@@ -161,27 +166,31 @@ def row_id_of(value: Any) -> Any:
     return value.get("id") if isinstance(value, dict) else None
 
 
-def _messages(value: Any, folder: Path) -> list[dict[str, Any]]:
+def _messages(value: Any, folder: Path, options: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value) or not value:
         raise ValueError("messages must be a list of chat messages")
     messages = []
     for number, message in enumerate(value):
         content = message.get("content")
         if isinstance(content, list):
-            content = [_part(p, folder, f"messages[{number}].content") for p in content]
+            field = f"messages[{number}].content"
+            content = [_part(part, folder, field, options) for part in content]
         messages.append({**message, "content": content})
     return messages
 
 
-def _part(part: Any, folder: Path, field: str) -> Any:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in ("image", "image_url", "video", "video_url"):
+def _part(part: Any, folder: Path, field: str, options: Mapping[str, Any] | None) -> Any:
+    """With its picture or video loaded, under all names by which vLLM's chat knows one."""
+    if not isinstance(part, Mapping):
         return part
-    source = part.get(kind)
+    kind = part.get("type") or next((name for name in MEDIA if name in part), None)
+    if kind not in (*MEDIA, "input_image"):
+        return part
+    source = part.get("image_url" if kind == "input_image" else kind)
     source = source.get("url") if isinstance(source, Mapping) else source
     if kind.startswith("video"):
-        return _video_part(load_video(source, folder, field))
-    return {"type": "image_pil", "image_pil": load_image(source, folder, field)}
+        return _video_part(load_video(source, folder, field, options))
+    return {"type": "image_pil", "image_pil": load_image(source, folder, field, options)}
 
 
 def _video_part(uri: str) -> dict[str, Any]:

@@ -64,6 +64,30 @@ def make_rows(folder: Path) -> list[dict[str, Any]]:
         add(image=names[3], question=LONG + QUESTIONS[2], adaptvis=steer)
         # The prompt ends with the picture: the last prompt token is an image position.
         add(image=names[5], prompt="USER: what is this? <image>", adaptvis=steer)
+    # Placeholders that are typed text, and chats in all forms that vLLM takes.
+    typed = "Is the word <image> in it, or<image>?"
+    shown = {"type": "image_url", "image_url": {"url": names[6]}}
+    chats: tuple[list[dict[str, Any]], ...] = (
+        [{"role": "user", "content": [shown, QUESTIONS[0]]}],
+        [{"role": "user", "content": [typed, shown]}],
+        [{"role": "user", "content": typed}],
+        [{"role": "user"}, {"role": "user", "content": [shown, {"type": "text", "text": typed}]}],
+        [
+            {"role": "user", "content": [{"image_url": names[7]}, shown, "Compare."]},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": [{"type": "text", "text": None}, QUESTIONS[1]]},
+        ],
+        [
+            {"role": "user", "content": [{"type": "input_image", "image_url": names[6]}]},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]},
+            {"role": "user", "content": [{"type": "input_text", "text": QUESTIONS[2]}]},
+        ],
+    )
+    for steer in ({"alpha": 3.0}, adaptive(TRIPLES[0])):
+        add(image=names[6], question=typed, adaptvis=steer)
+        add(images=two, prompt=f"USER: <image>{typed} ASSISTANT:", adaptvis=steer)
+        for chat in chats:
+            add(messages=chat, adaptvis=steer)
     return rows
 
 

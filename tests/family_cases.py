@@ -58,6 +58,8 @@ def make_cases(family: Family) -> list[Case]:
     tiles = ("USER: ", wide, "\nWhat is left of the table? ASSISTANT:")
     two = ("USER: ", tall, "\nand then ", small, "\nWhich is brighter? ASSISTANT:")
     many = ("USER: ", small, wide, "\nCompare. ASSISTANT:")
+    word = family.image + family.video
+    typed = ("USER: ", small, f"\nIs the text {word} in it, or{word}? ASSISTANT:")
     cases = [
         Case(one, None),
         Case(one, ScalingVis(0.3)),
@@ -69,6 +71,7 @@ def make_cases(family: Family) -> list[Case]:
         Case(two, AdaptVis(0.4, 2.5, 0.0, confidence="entropy")),
         Case(many, AdaptVis(0.4, 2.5, 1.0, confidence="margin")),
         Case(many, ScalingVis(2.5)),
+        Case(typed, AdaptVis(0.4, 2.5, 0.3)),
         Case(one, ScalingVis(2.5), max_tokens=2, v2=True),
         Case(two, AdaptVis(0.3, 3.0, 0.5), max_tokens=2, v2=True),
     ]

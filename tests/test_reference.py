@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
 from adaptvis_vllm.reference import ReferenceModel
-from adaptvis_vllm.reference_inputs import prepare
+from adaptvis_vllm.reference_inputs import chat_text, prepare
+from adaptvis_vllm.reference_rows import run as rows_of
 
 ONE = "USER: <image>\nWhere is the cat? ASSISTANT:"
 TWO = "USER: <image>\nand <image>\nWhich is brighter? ASSISTANT:"
@@ -219,6 +220,64 @@ def test_messages_use_the_chat_template(llama: ReferenceModel) -> None:
     prompt = "USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Where? ASSISTANT:"
     by_messages = llama.generate(messages, make_images(1), ScalingVis(2))
     assert by_messages == llama.generate(prompt, make_images(1), ScalingVis(2))
+
+
+def test_a_typed_placeholder_is_text(llama: ReferenceModel) -> None:
+    """The first ones are the pictures; what is typed keeps its token and is not steered."""
+    image, params = make_images(1), ScalingVis(3)
+    plain = llama.generate(ONE, image, params)
+    typed = llama.generate(ONE.replace("cat", "cat <image>"), image, params)
+    assert typed.image_positions == plain.image_positions
+    token = llama.feature_tokens["image"]
+    found = [i for i, t in enumerate(typed.prompt_token_ids) if t == token]
+    assert len(found) == len(plain.image_positions) + 1
+    words = llama.tokenizer(ONE.replace("cat", "cat <image>"))["input_ids"]
+    assert len(typed.prompt_token_ids) == len(words) + len(plain.image_positions) - 1
+    assert llama.generate("<image>" + NONE, params=params).report.reason == "no image"
+    assert llama.generate(ONE, image, params) == plain
+
+
+def test_chat_texts(llama: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates that go through parts get parts, as from vLLM; others get texts."""
+    image: Any = {"type": "image"}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": [image, "What?", {"type": "text", "text": "Where?"}]},
+        {"role": "assistant"},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert chat_text(llama.processor, chat) == (
+        "<s>USER: <image>\nWhat?Where? ASSISTANT: </s>USER: Why? ASSISTANT:"
+    )
+    # LLaVA-1.5's own template: of a text that is no part it writes nothing.
+    llavas = (
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %} <image>{% endfor %}"
+        "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %} {{ c['text'] }}"
+        "{% endfor %};{% endfor %}"
+    )
+    monkeypatch.setattr(llama.processor, "chat_template", llavas)
+    expected = "user: <image> What? Where?;assistant:;user: Why?;"
+    assert chat_text(llama.processor, chat) == expected
+    texts = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }};{% endfor %}"
+    for template in (texts, texts.replace("+ ': ' +", "}}: {{")):
+        monkeypatch.setattr(llama.processor, "chat_template", template)
+        assert chat_text(llama.processor, chat[1:]) == "assistant: ;user: Why?;"
+        with pytest.raises(ValueError, match="no place for pictures"):
+            chat_text(llama.processor, chat)
+
+
+def test_a_row_that_fails_is_an_error_row(llama: ReferenceModel, tmp_path: Path) -> None:
+    """Whatever transformers raises; the others are answered."""
+    make_image(0).save(tmp_path / "0.png")
+    strange = [{"type": "audio_url", "audio_url": {"url": "a.wav"}}]
+    rows = [
+        {"image": "0.png", "prompt": NONE},  # a picture too many
+        {"messages": [{"role": "user", "content": strange}]},
+        {"image": "0.png", "question": "Where is <image>?"},
+    ]
+    answers = list(rows_of(llama, rows, tmp_path))
+    assert [row["error"] is None for row in answers] == [False, False, True]
+    assert "is no text, image or video" in answers[1]["error"]
 
 
 def test_refusals(llama: ReferenceModel) -> None:

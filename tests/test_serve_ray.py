@@ -19,7 +19,7 @@ import openai
 import psutil
 import pytest
 from engine import close, generate, make_llm, prompt, sampling
-from http_server import QUESTION, environment, free_port, serve_command
+from http_server import QUESTION, assert_refused, environment, free_port, post, serve_command
 from prometheus_client.parser import text_string_to_metric_families
 from serve_load import PICTURES, TOKENS, Answer, Load, ask
 from test_readme import MODEL, run, snippet
@@ -126,6 +126,23 @@ def assert_steered(answers: list[Answer], expected: dict[int, Any]) -> None:
                 **theirs,
                 "confidence": pytest.approx(theirs["confidence"], abs=1e-4),
             }
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("\ud800", 400),
+        ("data:image/png;base64,\ud800", 400),
+        ("http://127.0.0.1:9/picture.png", 422),
+    ],
+    ids=ascii,
+)
+def test_a_picture_that_cannot_be_had(service: Service, url: str, status: int) -> None:
+    """The proxy passes it on, and the replica says so."""
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": parts}]}
+    answer = post(service.url.removesuffix("/v1"), "/v1/chat/completions", body)
+    assert_refused(answer, ascii(url), (status,))
 
 
 def test_a_picture_stays_with_a_replica(
@@ -244,6 +261,7 @@ def test_picture_keys() -> None:
         body(picture("")),
     ):
         assert picture_key(other) is None
+    assert picture_key(body(picture("\ud800"))) is not None  # JSON, and no UTF-8
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,9 @@ from http_server import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from adaptvis_vllm.fields import SPANS
+from adaptvis_vllm.report import MODE_OFF, nothing_to_steer
+
 ALPHAS = [0.3, 1.0, 2.0, 3]
 LONG = "The cat sat on the mat and the dog sat under the table. " * 2 + QUESTION
 SWEEP = {"model": "tiny", "messages": messages(3, LONG), "max_tokens": 8, "alphas": ALPHAS}
@@ -65,6 +68,15 @@ def requests(mode: str, branch: str, reason: str = "") -> tuple[Any, ...]:
 def ask(client: openai.OpenAI, xargs: dict[str, Any], **more: Any) -> Any:
     """The sweep's question, alone."""
     return client.chat.completions.create(messages=SWEEP["messages"], **options(xargs, **more))
+
+
+def test_every_series_is_there_from_the_start(url: str) -> None:
+    """At 0, so that a query finds it before the first such request."""
+    exported = samples(url)
+    asked = [("off", "none", MODE_OFF), ("adaptive", "low", ""), ("adaptive", "high", "")]
+    asked += [("scaling", "given", "")]
+    asked += [(m, "none", nothing_to_steer(s)) for m in ("adaptive", "scaling") for s in SPANS]
+    assert {requests(*kind) for kind in asked} <= exported.keys()
 
 
 def test_info(url: str, client: openai.OpenAI) -> None:
@@ -210,6 +222,8 @@ def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:
         list(pool.map(lambda i: list(chat(client, i, OFF, stream=True)), range(3)))
     chat(client, None, None)
     chat(client, None, {"adaptvis_alpha": 2.0})
+    chat(client, 0, {"adaptvis_span": "video"})
+    chat(client, 0, {"adaptvis_alpha": 2.0, "adaptvis_span": "video"})
     several = chat(client, 1, None, n=2, temperature=1.0, seed=1)
     assert len(scaling) == 4
     refused = [{"adaptvis_alpha": 0}, {"adaptvis_alpha": "x"}, {"adaptvis_treshold": 0.5}]
@@ -230,8 +244,10 @@ def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:
         requests("adaptive", "low"): branches["low"],
         requests("adaptive", "high"): branches["high"],
         requests("adaptive", "none", "no image"): 1,
+        requests("adaptive", "none", "no video"): 1,
         requests("scaling", "given"): 4,
         requests("scaling", "none", "no image"): 1,
+        requests("scaling", "none", "no video"): 1,
         requests("off", "none", "mode off"): 3,
         ("adaptvis_confidence_count",): 12,
         ("adaptvis_side_rows_total",): 24,

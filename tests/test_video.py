@@ -78,7 +78,7 @@ def test_a_list_of_frames_stays_as_it_is(folder: Path) -> None:
         ("0.png", "video: '0.png' is no readable video"),
         (NO_VIDEO, "video: 'data:video/mp4;base64,Pw==' is no readable video"),
         ("data:video/mp4,x", "is no readable video"),
-        ("ftp://host/clip.mp4", "video: 'ftp://host/clip.mp4' is no http"),
+        ("ftp://host/clip.mp4", "video: 'ftp://host/clip.mp4' is no readable video: it is no http"),
         (3, "video must be a path, URL, data URI, bytes or a list of frames, not 3"),
         ([], "video must have 1 to 32 frames, not 0"),
         (["0.png"] * 33, "video must have 1 to 32 frames, not 33"),

@@ -125,7 +125,9 @@ class RowFormat:
     def prepare(self, value: Any) -> Any:
         if isinstance(value, dict):
             value = with_defaults(value, self.defaults)
-        return parse_row(value, self.runner.folder, self.runner.defaults)
+        return parse_row(
+            value, self.runner.folder, self.runner.defaults, self.runner.media.get("image")
+        )
 
     def enqueue(self, prepared: Any) -> str:
         return self.runner.enqueue(prepared)

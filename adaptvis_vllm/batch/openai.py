@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import vllm.envs as envs
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
 )
 from vllm.entrypoints.serve import create_error_response
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+from vllm.multimodal.media.connector import merge_media_io_kwargs
 from vllm.utils import random_uuid
 
 from adaptvis_vllm.admission import check_fields, server_defaults
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
+from adaptvis_vllm.media import fetch_image
+from adaptvis_vllm.offline import media_options
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import CARRIER, adaptive_branch
 
@@ -47,6 +48,7 @@ class OpenAIFormat:
         self.model = config.model_config
         names = self.model.served_model_name
         self.names = [names] if isinstance(names, str) else list(names)
+        self.media = media_options(self.model)
         self.defaults = server_defaults(config)
         self.sampling = self.model.get_diff_sampling_param()
 
@@ -87,18 +89,17 @@ class OpenAIFormat:
             return message
         parts = []
         for part in content:
-            if isinstance(part, Mapping) and part.get("image_url") is not None:
-                url = part["image_url"]
-                url = url.get("url") if isinstance(url, Mapping) else url
-                connector = MEDIA_CONNECTOR_REGISTRY.load(
-                    envs.VLLM_MEDIA_CONNECTOR,
-                    media_io_kwargs=request.media_io_kwargs,
+            url = part.get("image_url") if isinstance(part, Mapping) else None
+            url = url.get("url") if isinstance(url, Mapping) else url
+            if url:
+                picture = fetch_image(
+                    url,
+                    media_io_kwargs=merge_media_io_kwargs(self.media, request.media_io_kwargs),
                     allowed_local_media_path=self.model.allowed_local_media_path,
                     allowed_media_domains=self.model.allowed_media_domains,
                 )
-                picture = connector.fetch_image(url)
                 part = {k: v for k, v in part.items() if k not in ("type", "image_url")}
-                part |= {"type": "image_pil", "image_pil": getattr(picture, "media", picture)}
+                part |= {"type": "image_pil", "image_pil": picture}
             parts.append(part)
         return {**message, "content": parts}
 

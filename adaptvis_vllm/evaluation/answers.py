@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from adaptvis_vllm.evaluation.question import Question, Source
-from adaptvis_vllm.media import load_image
+from adaptvis_vllm.media import Picture, is_remote, load_image
 from adaptvis_vllm.params import Off, SteeringParams
 from adaptvis_vllm.rows import output_row
 
@@ -58,7 +56,8 @@ def answer(
 
     runner = RowRunner(llm, Path(), logprobs)
     settings = [s or Off() for s in steerings]
-    outputs = runner.outputs(_rows(questions, settings, max_tokens, chat))
+    options = runner.media.get("image")
+    outputs = runner.outputs(_rows(questions, settings, max_tokens, chat, options))
     total = len(questions) * len(settings)
     answers: list[list[Answer]] = [[] for _ in questions]
     bar = tqdm(outputs, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
@@ -93,7 +92,7 @@ def check_images(questions: Sequence[Question]) -> None:
     local: dict[Any, tuple[str, Source]] = {}
     for question in questions:
         for source in question.images:
-            if not str(source).startswith(("http://", "https://")):
+            if not is_remote(source):
                 key = source if isinstance(source, str | Path) else id(source)
                 local.setdefault(key, (question.id, source))
     with ThreadPoolExecutor(LOADERS) as pool:
@@ -113,12 +112,16 @@ def _load(name: str, source: Source) -> None:
 
 
 def _rows(
-    questions: Sequence[Question], steerings: Sequence[SteeringParams], max_tokens: int, chat: bool
+    questions: Sequence[Question],
+    steerings: Sequence[SteeringParams],
+    max_tokens: int,
+    chat: bool,
+    options: Mapping[str, Any] | None,
 ) -> Iterator[dict[str, Any] | ValueError]:
     for question in questions:
         try:
-            images: list[Image.Image] = [
-                load_image(source, Path(), "image") for source in question.images
+            images: list[Picture] = [
+                load_image(source, Path(), "image", options) for source in question.images
             ]
         except ValueError as error:
             yield error

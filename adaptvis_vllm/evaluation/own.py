@@ -12,6 +12,7 @@ from typing import Any
 from adaptvis_vllm.evaluation import need
 from adaptvis_vllm.evaluation.question import Benchmark, Question, Scorer, Source, chance_of
 from adaptvis_vllm.evaluation.scoring import contains
+from adaptvis_vllm.media import is_url
 from adaptvis_vllm.rows import read_lines
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -121,7 +122,7 @@ def _image(source: Any, folder: Path, field: str) -> Source:
         return source
     if not isinstance(source, str) or not source:
         raise ValueError(f"{field} must be a path, URL, data URI or bytes, not {source!r:.60}")
-    if source.startswith(("data:", "http://", "https://")):
+    if is_url(source):
         return source
     return (folder / source).resolve()
 

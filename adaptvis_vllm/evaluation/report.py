@@ -19,7 +19,7 @@ from adaptvis_vllm.evaluation.results import (
     summary_table,
 )
 from adaptvis_vllm.evaluation.scoring import by_group
-from adaptvis_vllm.media import load_image
+from adaptvis_vllm.media import load_image, pixels
 
 EXAMPLES = 12
 PIXELS = 320  # the longer side of an example's picture
@@ -223,11 +223,12 @@ def _example(evaluation: Evaluation, outcome: Outcome, number: int) -> Figure:
     was, is_now = (o.answers[number].text.strip()[:80] for o in (outcome.base, outcome))
     verdict = "mended" if outcome.right[number] else "broken"
     caption = f"{question.answers[0]} is right. Base: {was!r}. {outcome.title}: {is_now!r}."
-    picture = _thumbnail(load_image(question.images[0], Path(), "image"))
+    picture = _thumbnail(pixels(load_image(question.images[0], Path(), "image")))
     return Figure(picture, f"{verdict}: {question.question}", caption)
 
 
 def _thumbnail(image: Image.Image) -> bytes:
+    image = image.copy()
     image.thumbnail((PIXELS, PIXELS))
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)

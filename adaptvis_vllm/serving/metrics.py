@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.report import MODE_OFF, NO_IMAGE
+from adaptvis_vllm.report import MODE_OFF, NO_IMAGE, NO_VIDEO
 
 REQUESTS = "adaptvis_requests"
 CONFIDENCE = "adaptvis_confidence"
@@ -30,8 +30,10 @@ KINDS = (
     ("adaptive", "low", ""),
     ("adaptive", "high", ""),
     ("adaptive", "none", NO_IMAGE),
+    ("adaptive", "none", NO_VIDEO),
     ("scaling", "given", ""),
     ("scaling", "none", NO_IMAGE),
+    ("scaling", "none", NO_VIDEO),
     ("off", "none", MODE_OFF),
 )
 

@@ -38,7 +38,11 @@ def picture_key(body: bytes) -> str | None:
         found = _first_picture(json.loads(body))
     except (ValueError, RecursionError):
         return None  # vLLM refuses it
-    return None if found is None else hashlib.blake2b(found.encode(), digest_size=16).hexdigest()
+    if found is None:
+        return None
+    # A lone surrogate is JSON and no UTF-8; vLLM refuses it.
+    name = found.encode(errors="surrogatepass")
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 def _first_picture(value: Any) -> str | None:
