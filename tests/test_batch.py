@@ -299,13 +299,20 @@ def shape(value: Any) -> Any:
 # ---- bad rows and failing engines -----------------------------------------------------
 
 
-def test_bad_rows_and_retry(settings: Settings, model: Path, tmp_path: Path) -> None:
+def test_bad_rows_and_retry(
+    settings: Settings, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit status 3 with exactly the bad rows; --retry-errors runs only those again."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONWARNDEFAULTENCODING", "1")
     make_images(tmp_path)
     path, reasons = mixed(tmp_path, 60, 0.2)
     out = tmp_path / "out.jsonl"
     done = command("batch", path, "-o", out, "--workers", 0, "--model", model, *ENGINE, code=3)
     assert f"error rows   {len(reasons)}" in done.stdout
+    assert "no such file \\u2026" in done.stdout
+    locale = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
+    assert not [line for line in locale if "/adaptvis_vllm/" in line]
     first = read(out)
     assert {n for n, row in enumerate(first) if row["error"]} == set(reasons)
     assert all(reason in first[n]["error"] for n, reason in reasons.items())

@@ -191,7 +191,7 @@ def _locked(output: Path) -> Iterator[None]:
     """One process a job; the lock ends with the process."""
     folder = job_folder(output)
     path = folder.with_name(f".{folder.name}.lock")
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
