@@ -186,6 +186,7 @@ def _messages(value: Any, folder: Path) -> list[dict[str, Any]]:
         raise ValueError("messages must be a list of chat messages")
     messages = []
     for number, message in enumerate(without_nulls(value)):
+        _text(f"messages[{number}].role", message.get("role"))
         content = message.get("content")
         field = f"messages[{number}].content"
         if isinstance(content, list):

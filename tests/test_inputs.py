@@ -443,6 +443,12 @@ def test_nulls_in_messages(content: Any, images: int, message: str | None, folde
         assert not isinstance(part, dict) or None not in part.values()
 
 
+def test_message_without_a_role(folder: Path) -> None:
+    for message in ({"content": "?"}, {"role": None, "content": "?"}, {"role": 1}):
+        with pytest.raises(ValueError, match=r"messages\[0\].role must be a text"):
+            parse_row({"messages": [message]}, folder)
+
+
 def test_pandas(folder: Path) -> None:
     """Missing values as pandas writes them: Parquet, JSON, and JSON of its dicts."""
     import pandas as pd
