@@ -92,6 +92,9 @@ class Echo:
     def refuse(self, value: Any, error: Exception) -> Answer:
         return Answer(output_row(row_id_of(value), error=str(error)), error=str(error))
 
+    def tokens(self) -> dict[str, int]:
+        return {}
+
     def rebuild(self) -> None: ...
 
 
