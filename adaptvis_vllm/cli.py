@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from adaptvis_vllm import _torchvision
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status. User errors print one sentence."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 must not end a job
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _torchvision.ensure()
     command = argv[0] if argv else ""
     if command not in COMMANDS:
@@ -120,8 +123,8 @@ def generate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     _check_files(args)
 
+    from adaptvis_vllm.lines import read_lines
     from adaptvis_vllm.offline import RowRunner
-    from adaptvis_vllm.rows import read_lines
 
     runner = RowRunner(make_llm(args), args.input.parent, args.logprobs)
     return _write(args, runner.run(read_lines(args.input)))
@@ -137,9 +140,9 @@ def reference(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     _check_files(args)
 
+    from adaptvis_vllm.lines import read_lines
     from adaptvis_vllm.reference import ReferenceModel
     from adaptvis_vllm.reference_rows import run
-    from adaptvis_vllm.rows import read_lines
 
     model = ReferenceModel(args.model, dtype=args.dtype, device=args.device)
     return _write(args, run(model, read_lines(args.input), args.input.parent, args.logprobs))
@@ -204,13 +207,14 @@ def _write(args: argparse.Namespace, rows: Any) -> int:
     """Write rows as they come, with a progress bar; 0, or 3 if some are error rows."""
     from tqdm import tqdm
 
-    with args.input.open("rb") as lines:
-        total = sum(1 for line in lines if line.strip())
+    from adaptvis_vllm.lines import dumps, lines_of
+
+    total = sum(1 for _ in lines_of(args.input))
     errors = 0
-    with args.output.open("w", encoding="utf-8") as out:
+    with args.output.open("wb") as out:
         for row in tqdm(rows, total=total, unit="row", dynamic_ncols=True):
             errors += row["error"] is not None
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(dumps(row) + b"\n")
             out.flush()
     if errors:
         print(f"{errors} of {total} rows are error rows: see their field error", file=sys.stderr)

@@ -29,7 +29,7 @@ class RowRunner:
         self.window = 2 * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """values: decoded lines (`rows.read_lines`). A bad row becomes an error row."""
+        """values: decoded lines (`lines.read_lines`). A bad row becomes an error row."""
         for row_id, result in self.outputs(values):
             if isinstance(result, str):
                 yield output_row(row_id, error=result)

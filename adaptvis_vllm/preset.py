@@ -9,13 +9,13 @@ where they come from and is not read. Such a file's content is also a valid
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.fields import PRESETS, nearest, show
+from adaptvis_vllm.lines import dumps, loads
 from adaptvis_vllm.params import SteeringParams
 
 PARAMETERS, ABOUT = "adaptvis", "calibration"
@@ -24,18 +24,17 @@ PARAMETERS, ABOUT = "adaptvis", "calibration"
 def write_preset(path: Path, params: SteeringParams, about: Mapping[str, Any]) -> None:
     """about: where the setting comes from, for JSON."""
     content = {PARAMETERS: _values(params), ABOUT: dict(about)}
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_bytes(dumps(content, indent=1) + b"\n")
 
 
 def read_preset(path: str | Path) -> SteeringParams:
     """The checked setting; ValueError, which names the file, for anything else in it."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = loads(Path(path).read_bytes())
     except OSError as error:
         raise ValueError(f"preset file {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"preset file {path} is not JSON: {error}") from None
+        raise ValueError(f"preset file {path} {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get(PARAMETERS), dict):
         raise ValueError(f'preset file {path} must hold {{"{PARAMETERS}": {{...}}}}')
     for name in content:

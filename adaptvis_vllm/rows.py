@@ -4,17 +4,20 @@ Input: `id`; one of `question` (the chat template is applied), `prompt` (raw, wi
 model's placeholders), `messages` (OpenAI chat messages); `image` (path, URL, data URI; in
 Parquet also the file's bytes) or `images`; `video` (the same, or a list of its frames' images);
 optional `adaptvis` (parameters without prefix), `max_tokens` (16), `temperature` (0), `seed`.
-Paths are relative to the input file.
+Paths are relative to the input file. A field that is null is one that is not there, but for
+pictures and videos: a row that has such fields and nothing in any of them is a bad one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.lines import check_unicode, unicode_text
 from adaptvis_vllm.media import Picture, load_image, load_video
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import MODE_OFF, Report
@@ -34,6 +37,8 @@ FIELDS = (
 )
 TEXTS = ("question", "prompt", "messages")
 MEDIA = ("image_url", "image", "video_url", "video")  # of a part of messages
+PICTURES = ("image", "images", "video")
+LOGPROB_MIN = -9999.0  # vLLM's server writes it for -inf, which JSON lacks
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,6 @@ class Row:
     max_tokens: int
     temperature: float
     seed: int | None
-
-
-def read_lines(path: Path) -> Iterator[Any]:
-    """Each line's JSON value, or a ValueError for a line that is none; empty lines skipped."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield ValueError(f"line {number} is not JSON: {error}")
 
 
 def parse_row(
@@ -84,16 +78,20 @@ def parse_row(
     for name in value:
         if name not in FIELDS:
             raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
-    given = [name for name in TEXTS if value.get(name) is not None]
+    media = [name for name in PICTURES if name in value]
+    value = {name: field for name, field in value.items() if not is_null(field)}
+    given = [name for name in TEXTS if name in value]
     if len(given) != 1:
         raise ValueError(f"exactly one of {', '.join(TEXTS)} is needed, not {given or 'none'}")
-    if value.get("image") is not None and value.get("images") is not None:
+    if media and given[0] != "messages" and not any(name in value for name in media):
+        raise ValueError(f"{media[0]} is null: a row without pictures has no such field, or []")
+    if "image" in value and "images" in value:
         raise ValueError("image and images exclude each other")
-    sources = value.get("images") if value.get("images") is not None else value.get("image")
-    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
-    field = "images" if value.get("images") is not None else "image"
+    field = "images" if "images" in value else "image"
+    sources = no_nulls(field, value.get(field, []))
+    sources = sources if isinstance(sources, list) else [sources]
     images = [load_image(source, folder, field, options) for source in sources]
-    video = value.get("video")
+    video = no_nulls("video", value.get("video"))
     videos = [] if video is None else [load_video(video, folder, "video", options)]
     prompt, messages = value.get("prompt"), None
     if given[0] == "prompt":
@@ -136,7 +134,7 @@ def output_row(
     if logprobs:
         table = [
             [
-                [token, entry.logprob]
+                [token, max(entry.logprob, LOGPROB_MIN)]
                 for token, entry in sorted(step.items(), key=lambda i: i[1].rank)
             ]
             for step in answer.logprobs
@@ -161,35 +159,64 @@ def answered_row(
     return line | {"error": None}
 
 
-def row_id_of(value: Any) -> Any:
+def row_id_of(value: Any, name: str = "id") -> Any:
     """The id of a row that may be no row at all."""
-    return value.get("id") if isinstance(value, dict) else None
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, "row_id", None)
+
+
+def is_null(value: Any) -> bool:
+    """Null, as JSON, pandas (NaN) and the library `datasets` (an empty picture) write it."""
+    if isinstance(value, Mapping):
+        return set(value) <= {"bytes", "path"} and not any(value.values())
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow gives every struct all fields; a null field is one that is not there."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def no_nulls(field: str, value: Any) -> Any:
+    """The value; ValueError for a list of which an item is null."""
+    for number, item in enumerate(value if isinstance(value, list) else ()):
+        if is_null(item):
+            raise ValueError(f"{field}[{number}] is null")
+    return value
 
 
 def _messages(value: Any, folder: Path, options: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value) or not value:
         raise ValueError("messages must be a list of chat messages")
     messages = []
-    for number, message in enumerate(value):
+    for number, message in enumerate(without_nulls(value)):
+        _text(f"messages[{number}].role", message.get("role"))
         content = message.get("content")
+        field = f"messages[{number}].content"
         if isinstance(content, list):
-            field = f"messages[{number}].content"
-            content = [_part(part, folder, field, options) for part in content]
+            content = [_part(p, folder, field, options) for p in no_nulls(field, content)]
+        else:
+            check_unicode(content, field)
         messages.append({**message, "content": content})
     return messages
 
 
 def _part(part: Any, folder: Path, field: str, options: Mapping[str, Any] | None) -> Any:
     """With its picture or video loaded, under all names by which vLLM's chat knows one."""
-    if not isinstance(part, Mapping):
-        return part
-    kind = part.get("type") or next((name for name in MEDIA if name in part), None)
+    kind = None
+    if isinstance(part, Mapping):
+        kind = part.get("type") or next((name for name in MEDIA if name in part), None)
     if kind not in (*MEDIA, "input_image"):
+        check_unicode(part, field)
         return part
     source = part.get("image_url" if kind == "input_image" else kind)
-    source = source.get("url") if isinstance(source, Mapping) else source
+    if isinstance(source, Mapping) and "url" in source:
+        source = source["url"]
+    if is_null(source):
+        raise ValueError(f"{field}: {kind} is null")
     if kind.startswith("video"):
-        return _video_part(load_video(source, folder, field, options))
+        return _video_part(load_video(no_nulls(field, source), folder, field, options))
     return {"type": "image_pil", "image_pil": load_image(source, folder, field, options)}
 
 
@@ -201,16 +228,23 @@ def _video_part(uri: str) -> dict[str, Any]:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a text, not {value!r:.60}")
-    return value
+    return unicode_text(value, name)
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """pandas makes 16.0 of 16 where a column has missing values."""
+    try:
+        number = isinstance(value, Integral | float | Decimal) and not isinstance(value, bool)
+        whole = int(value) if number else None
+    except (ValueError, OverflowError):  # NaN, infinity
+        whole = None
+    if whole is None or whole != value or whole < least:
         raise ValueError(f"{name} must be a whole number >= {least}, not {value!r:.60}")
-    return value
+    return whole
 
 
 def _temperature(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
+    number = isinstance(value, Real | Decimal) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 2:
         raise ValueError(f"temperature must be a number from 0 to 2, not {value!r:.60}")
     return float(value)

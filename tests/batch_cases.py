@@ -67,10 +67,13 @@ def bad_rows(folder: Path) -> list[tuple[str, str]]:
         ({"image": "0.png", "question": "?", "adaptvis": {"alpha": 2, "layers": "9"}}, "layers"),
         ({"image": "0.png", "question": "?", "max_tokens": 0}, "max_tokens"),
         ({"image": "0.png"}, "question"),
+        ({"image": None, "question": "?"}, "image is null"),
         ({"image": "0.png", "question": "?", "colour": 1}, "colour"),
     ]
     lines = [(json.dumps({"id": f"bad {n}"} | row), reason) for n, (row, reason) in enumerate(rows)]
-    return [*lines, ("{not json", "not JSON"), ("[1, 2]", "object")]
+    lines += [("{not json", "not JSON"), ("[1, 2]", "object"), ("[" * 5000, "nested")]
+    lines += [('{"id": "caf\udce9"}', "not UTF-8"), ('{"id": ' + "9" * 5000 + "}", "digits")]
+    return [*lines, ('{"id": "\\ud83d", "question": "?"}', "id is no Unicode text")]
 
 
 def mixed(folder: Path, rows: int, share: float) -> tuple[Path, dict[int, str]]:
@@ -86,7 +89,7 @@ def mixed(folder: Path, rows: int, share: float) -> tuple[Path, dict[int, str]]:
         else:
             lines.append(json.dumps(good_row(number)))
     path = folder / "mixed.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     return path, reasons
 
 

@@ -177,6 +177,20 @@ def test_saved_rows_read_the_same(tmp_path: Path) -> None:
     assert benchmark.groups == ("answer", "familiar")
 
 
+def test_null_is_absent_and_marks_are_dropped(tmp_path: Path) -> None:
+    """In every form of file; of Parquet the fields that only other rows' structs have too."""
+    plain = rows()[:3]
+    nulls: list[dict[str, Any]] = [row | {"layers": None, "extra": None} for row in plain]
+    expected = read_answers([write_rows(tmp_path / "plain.jsonl", plain)])
+    write_rows(tmp_path / "a.jsonl", nulls)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(nulls).encode())
+    for name in ("a.jsonl", "a.json"):
+        found = read_answers([tmp_path / name])
+        assert found.questions == expected.questions
+        assert found.texts == expected.texts
+
+
 # -- result files of the paper's code ---------------------------------------------------
 
 
@@ -337,6 +351,8 @@ def test_files_that_do_not_agree(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"question": None}, "row 2: question (or prompt) is missing"),
         ({"question": 5}, "row 2: question must be a text, not 5"),
         ({"id": "q0"}, "row 2: the id 'q0' occurs twice"),
+        ({"id": "\ud83d"}, "row 2: line 2: id is no Unicode text"),
+        ({"choices": "left"}, "row 2: choices must be a list of texts, not 'left'"),
         ({"answers": "Left"}, "row 2: answers must map alphas to texts, not 'Left'"),
         ({"answers": {"1": "a", "1.0": "b"}}, "row 2: answers hold alpha 1 twice"),
         ({"answers": {"1": "a"}}, "row 2: it lacks answers under alpha"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
 import random
@@ -114,6 +115,65 @@ def test_parquet(
     assert texts(answers) == texts(expected)
     for answer, row in zip(answers, expected, strict=True):
         assert answer["adaptvis"] == row["adaptvis"]
+
+
+def test_what_pandas_and_datasets_write(
+    questions: Path, settings: Settings, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Dates as ids, numbers made floats by missing ones, pictures in structs and in messages."""
+    rows = read(questions)
+    asked = rows[:4]
+    raw = [(questions.parent / row["image"]).read_bytes() for row in asked]
+    structs = [{"bytes": data, "path": None} for data in raw]
+    text = {"type": "text", "text": asked[1]["question"], "image": None}
+    content = [{"type": "image", "image": structs[1], "text": None}, text]
+    columns = {
+        "id": [datetime.date(2024, 1, 1 + n) for n in range(5)],
+        "image": [structs[0], None, structs[2], structs[3], None],
+        "question": [asked[0]["question"], None, *(r["question"] for r in asked[2:]), "Where?"],
+        "messages": [None, [{"role": "user", "content": content}], None, None, None],
+        "max_tokens": [3.0, 3.0, 3.0, None, 3.0],
+        "seed": [None, 1.0, None, None, None],
+        "adaptvis": [row["adaptvis"] for row in asked] + [None],
+    }
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table(columns), path)
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
+        summary = run(path, out, settings)
+        assert summary["errors"] == 1
+        found = read(out) if out.suffix == ".jsonl" else pq.read_table(out).to_pylist()
+        assert [row["id"] for row in found] == [f"2024-01-0{n + 1}" for n in range(5)]
+        assert texts(found)[:3] == texts(expected)[:3]
+        assert len(found[3]["token_ids"]) > 3
+        assert found[3]["token_ids"][:3] == expected[3]["token_ids"]
+        assert "image is null" in found[4]["error"]
+
+
+def test_openai_ids(settings: Settings, folder: Path, model: Path, tmp_path: Path) -> None:
+    """What is no text is an error row, which JSON and Parquet can show; the others are answered."""
+    good = openai_lines(folder, model)[0]
+    lines = [
+        good | {"custom_id": name} for name in ("base", 5, "x\ud83d", None, {"a": 1}, "\u00e9")
+    ]
+    body = good["body"] | {"messages": [{"role": "user", "content": "\ud83d"}]}
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*lines, good | {"body": body}])) + "\n{")
+    ids = ["base", 5, "x\\ud83d", None, {"a": 1}, "\u00e9", "plain", None]
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
+        summary = run(path, out, settings)
+        assert summary["errors"] == 6
+        if out.suffix == ".jsonl":
+            assert [row["custom_id"] for row in read(out)] == ids
+            errors = [row["error"] for row in read(out)]
+        else:
+            found = pq.read_table(out).to_pylist()
+            texts = [i if isinstance(i, str | None) else json.dumps(i) for i in ids]
+            assert [row["custom_id"] for row in found] == texts
+            errors = [row["error"] and json.loads(row["error"]) for row in found]
+        assert [n for n, error in enumerate(errors) if error is None] == [0, 5]
+        assert "custom_id is no Unicode text" in errors[2]["error"]["message"]
+        assert "body is no Unicode text" in errors[6]["error"]["message"]
+        assert "line 8 is not JSON" in errors[7]["error"]["message"]
 
 
 def test_folder_and_url(settings: Settings, folder: Path, tmp_path: Path) -> None:
@@ -239,13 +299,20 @@ def shape(value: Any) -> Any:
 # ---- bad rows and failing engines -----------------------------------------------------
 
 
-def test_bad_rows_and_retry(settings: Settings, model: Path, tmp_path: Path) -> None:
+def test_bad_rows_and_retry(
+    settings: Settings, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit status 3 with exactly the bad rows; --retry-errors runs only those again."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    monkeypatch.setenv("PYTHONWARNDEFAULTENCODING", "1")
     make_images(tmp_path)
     path, reasons = mixed(tmp_path, 60, 0.2)
     out = tmp_path / "out.jsonl"
     done = command("batch", path, "-o", out, "--workers", 0, "--model", model, *ENGINE, code=3)
     assert f"error rows   {len(reasons)}" in done.stdout
+    assert "no such file \\u2026" in done.stdout
+    locale = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
+    assert not [line for line in locale if "/adaptvis_vllm/" in line]
     first = read(out)
     assert {n for n, row in enumerate(first) if row["error"]} == set(reasons)
     assert all(reason in first[n]["error"] for n, reason in reasons.items())
@@ -552,9 +619,7 @@ def test_pieces(tmp_path: Path) -> None:
     source = open_input(path, tmp_path / "listing")
     assert (source.total, source.kind) == (1000, "rows")
     for rows in (1, 16, 100, 5000):
-        read_back = [
-            (n, json.loads(raw)) for p in merged(source.pieces, rows) for n, raw in p.read()
-        ]
+        read_back = [(n, decode(raw)) for p in merged(source.pieces, rows) for n, raw in p.read()]
         assert [n for n, _ in read_back] == list(range(1000))
         assert [row["id"] for _, row in read_back] == list(range(1000))
 

@@ -162,14 +162,16 @@ def test_dataset(model: Path, folder: Path) -> None:
         row["image"] = (folder / row["image"]).read_bytes()
         row["label"] = f"label {row['id']}"
     rows[3]["image"] = b"broken"
+    rows[5]["image"] = None
     settings = Settings(engine, workers=1, cpus=1)
     with connected(settings):
         out = answer(ray.data.from_items(rows), engine, cpus=1, keep=("label",), batch_size=16)
         answers = sorted(out.take_all(), key=lambda row: row["id"])
     assert [row["label"] for row in answers] == [f"label {n}" for n in range(40)]
     assert "no readable image" in answers[3]["error"]
-    assert all((row["error"] is None) == (row["id"] != 3) for row in answers)
-    assert {row["adaptvis"]["alpha"] for row in answers if row["id"] != 3} == {3.0}
+    assert "image is null" in answers[5]["error"]
+    assert all((row["error"] is None) == (row["id"] not in (3, 5)) for row in answers)
+    assert {row["adaptvis"]["alpha"] for row in answers if row["error"] is None} == {3.0}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

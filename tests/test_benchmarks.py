@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -276,8 +277,12 @@ def change_own(folder: Path, **fields: Any) -> str:
     ],
 )
 def test_wrong_own_rows(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        benchmarks.load(None, change_own(tmp_path, **fields))
+    """They are left out, and the others asked."""
+    benchmark = benchmarks.load(None, change_own(tmp_path, **fields))
+    (refused,) = benchmark.refused
+    assert re.search(message, refused.error)
+    assert [q.id for q in benchmark.questions] == ["own-1", "own-2", "own-3"]
+    assert benchmark.refused_of("all") == benchmark.refused_of() == [refused]
 
 
 def test_wrong_folders_and_files(data: Path, tmp_path: Path) -> None:
@@ -298,7 +303,7 @@ def test_wrong_folders_and_files(data: Path, tmp_path: Path) -> None:
         ("a.txt", "x", "must end in .jsonl or .parquet"),
         ("a.parquet", "x", "is no Parquet file"),
         ("a.jsonl", "{", "row 1: line 1 is not JSON"),
-        ("b.jsonl", "[1]", "row 1: it must be an object"),
+        ("b.jsonl", "[1]", "row 1: line 1 must hold an object"),
         ("c.jsonl", "\n", "holds no questions"),
     ]:
         (tmp_path / file).write_text(content)

@@ -129,6 +129,37 @@ def calibrated(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder / "out", printed.getvalue()
 
 
+def test_bad_rows_are_left_out(engine: Any, tmp_path: Path) -> None:
+    """Of every split that is asked, with their reasons; the others' answers stay the same."""
+    contents = []
+    for kind, code in (("clean", 0), ("mixed", 3)):
+        data = tmp_path / kind
+        write_questions(data, "validation", 6)
+        write_questions(data, "plain", 3, first=16)
+        if kind == "mixed":
+            for split in ("validation", "plain"):
+                path = data / f"{split}.jsonl"
+                long = json.loads(path.read_text().splitlines()[0])
+                long |= {"id": "long", "question": "far " * 2000}
+                lost = long | {"id": "lost", "image": "absent.png"}
+                path.write_text(
+                    "{\n" + path.read_text() + f"{json.dumps(long)}\n{json.dumps(lost)}"
+                )
+        words = ["--data", str(data), "--model", "tiny", "-o", str(tmp_path / f"out-{kind}")]
+        words += ["--alphas", "0.3,3", "--max-tokens", "3"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(command, "make_llm", lambda args, **overrides: engine)
+            assert cli.main(["calibrate", *words]) == code
+        contents.append(json.loads((tmp_path / f"out-{kind}/calibration.json").read_bytes()))
+    clean, mixed = contents
+    for name in ("answers", "transfer", "questions"):
+        assert mixed[name] == clean[name]
+    told = [error["error"] for error in mixed["errors"]]
+    assert len(told) == 6
+    for reason in ("line 1 is not JSON", "maximum context length is 512", "no such file"):
+        assert sum(reason in one for one in told) == 2
+
+
 def test_command(calibrated: tuple[Path, str]) -> None:
     out, printed = calibrated
     assert "validation: 16 questions" in printed

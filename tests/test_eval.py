@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,44 @@ def test_own(run: Any, data: Path) -> None:
             assert adaptive["text"] == row["scaling"]["text"]
 
 
+def test_bad_rows_are_left_out(
+    run: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its reason, whatever is wrong; the others' figures are those without them."""
+    good = (data / "mine/own.jsonl").read_bytes().splitlines()
+    row = json.loads(good[0])
+    (data / "mine/broken.png").write_bytes(b"no picture")
+    bad: list[tuple[Any, str]] = [
+        (row | {"image": "absent.png"}, "no such file"),
+        (row | {"image": "broken.png"}, "no readable image"),
+        (row | {"image": None}, "image is null"),
+        (row | {"image": "http://127.0.0.1:9/x.png"}, "image"),
+        (row | {"question": "far " * 2000}, "maximum context length is 512"),
+        (row | {"prompt": "USER: half \ud83d ASSISTANT:"}, "prompt is no Unicode text"),
+        (row | {"choices": "left"}, "choices must be a list"),
+        (row | {"answer": None}, "answer must be"),
+    ]
+    lines = [json.dumps(b | {"id": f"bad-{n}"}).encode() for n, (b, _) in enumerate(bad)]
+    lines += [b"{not json", b"\xe9", b"[" * 100_000, good[0]]
+    reasons = [reason for _, reason in bad]
+    reasons += ["line 17 is not JSON", "line 19 is not UTF-8", "nested", "occurs twice"]
+    mixed = [line for pair in zip(lines, [*good, *[b""] * 8], strict=True) for line in pair]
+    (data / "mine/mixed.jsonl").write_bytes(b"\n".join(mixed))
+    clean = run("--data", str(data / "mine/own.jsonl"), *STEER)
+    out = tmp_path / "mixed.json"
+    words = ["--model", "tiny", "--max-tokens", str(TOKENS), "-o", str(out), *STEER]
+    assert cli.main(["eval", "--data", str(data / "mine/mixed.jsonl"), *words]) == 3
+    assert f"{len(lines)} rows are left out: see `errors` in {out}" in capsys.readouterr().err
+    found = json.loads(out.read_bytes())
+    for name in ("answers", "methods", "questions", "chance"):
+        assert found[name] == clean[name]
+    assert clean["errors"] == []
+    told = {error["error"] for error in found["errors"]}
+    assert len(told) == len(lines)
+    assert all(any(reason in one for one in told) for reason in reasons)
+    assert f"{len(lines)} rows could not be asked" in out.with_suffix(".html").read_text("utf-8")
+
+
 def test_own_scorer_and_preset_file(
     run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,16 +288,22 @@ def test_mistakes_are_one_sentence(
 
 
 def test_command(model: Path, data: Path, tmp_path: Path) -> None:
-    """As a user calls it, with an engine of its own."""
-    words = [sys.executable, "-m", "adaptvis_vllm.cli", "eval", "--data", "mine/own.jsonl"]
+    """As a user calls it, with an engine of its own; on a terminal that knows ASCII only."""
+    text = (data / "mine/own.jsonl").read_text("utf-8").replace('"own-', '"\u00e9-')
+    (data / "mine/\u00e9.jsonl").write_text(text, "utf-8")
+    words = [sys.executable, "-m", "adaptvis_vllm.cli", "eval", "--data", "mine/\u00e9.jsonl"]
     words += [*STEER, "--model", str(model), "--max-tokens", "4", "--max-model-len", "256"]
     words += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "64M"]
     words += ["-o", str(tmp_path / "out.json")]
-    done = subprocess.run(words, cwd=data, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1"}
+    done = subprocess.run(words, cwd=data, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     first, head, *rows = done.stdout.splitlines()
-    assert first == f"own, all, 4 questions, {model}"
+    assert first == f"\\xe9, all, 4 questions, {model}"
+    locale = [line for line in done.stderr.splitlines() if "EncodingWarning" in line]
+    assert not [line for line in locale if "/adaptvis_vllm/" in line]
     assert head.split()[:3] == ["method", "setting", "accuracy"]
     assert [row.split()[0] for row in rows[:3]] == ["base", "ScalingVis", "AdaptVis"]
-    assert (tmp_path / "out.json").is_file()
+    found = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert [row["id"] for row in found["answers"]] == [f"\u00e9-{n}" for n in range(4)]
     assert (tmp_path / "out.html").is_file()

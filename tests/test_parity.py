@@ -173,16 +173,21 @@ def test_bad_rows_are_error_rows(model: Path, rows: Path, tmp_path: Path) -> Non
     for row, _ in bad:
         lines += [row, good]
     path = write_rows(tmp_path / "in.jsonl", lines)
-    path.write_text(path.read_text() + "{not json\n")
+    unreadable = [b"{not json", b'{"id": "caf\xe9"}', b'{"id": ' + b"9" * 5000 + b"}", b"[" * 5000]
+    unreadable.append(b'{"id": "x\\ud83d"}')
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n".join(unreadable))
     out = tmp_path / "out.jsonl"
     files = ("--model", model, "--input", path, "--output", out)
     done = run("generate", *files, *OPTIONS, "--dtype", "float32")
     assert done.returncode == 3, done.stderr[-4000:]
-    written = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(written) == len(lines) + 1
+    written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert len(written) == len(lines) + len(unreadable)
     for row, (_, field) in zip(written[1::2], bad, strict=False):
         assert field in row["error"]
         assert row["token_ids"] is None
-    answers = {tuple(row["token_ids"]) for row in written[0:-1:2]}
+    answers = {tuple(row["token_ids"]) for row in written[: len(lines) : 2]}
     assert len(answers) == 1
-    assert "not JSON" in written[-1]["error"]
+    reasons = ("not JSON", "not UTF-8", "4300 digits", "nested", "id is no Unicode text")
+    for number, reason in enumerate(reasons, len(lines)):
+        assert written[number]["error"].startswith(f"line {number + 1}")
+        assert reason in written[number]["error"]

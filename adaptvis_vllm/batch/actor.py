@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.batch.inputs import decode, without_nulls
+from adaptvis_vllm.batch.inputs import decode
 from adaptvis_vllm.batch.parts import MISSING, Parts, PartWriter
 from adaptvis_vllm.batch.stream import Answer, Engine, Item, Stream, doomed
 from adaptvis_vllm.rows import FIELDS
@@ -171,7 +171,7 @@ class DatasetActor:
         unknown = [n for n in names if self.kind == "rows" and n not in FIELDS]
         if unknown:
             raise ValueError(f"columns {unknown} are no input fields: keep or drop them")
-        values = [decode(without_nulls(row)) for row in batch.select(names).to_pylist()]
+        values = [decode(row) for row in tables.rows_of(batch.select(names))]
         answers = self.engine.answers(values, list(range(len(values))), set())
         whole = "id" not in names or str(batch.schema.field("id").type).startswith("int")
         columns = tables.schema(self.kind, tables.id_type([0] if whole else [""]), self.logprobs)

@@ -29,6 +29,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     settings = _settings(args, EngineArgs)
 
     from adaptvis_vllm.batch.driver import run
+    from adaptvis_vllm.batch.folder import sentences
     from adaptvis_vllm.batch.job import job_folder
     from adaptvis_vllm.batch.progress import Progress
     from adaptvis_vllm.batch.summary import text
@@ -36,6 +37,8 @@ def main(argv: Sequence[str], doc: str) -> int:
     def progress(job: Any) -> Progress:
         if job.source.unused:
             print(f"columns not used: {', '.join(job.source.unused)}", file=sys.stderr)
+        for sentence in sentences(job.source.skipped):
+            print(sentence, file=sys.stderr)
         return Progress(job.source.total, job.parts.done, job.parts.tokens)
 
     choice = {name: getattr(args, name) for name in ("resume", "retry_errors", "overwrite")}

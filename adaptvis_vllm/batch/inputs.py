@@ -6,24 +6,27 @@ A row is known by its number in the input, from 0.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.rows import FIELDS
+from adaptvis_vllm import lines
+from adaptvis_vllm.batch.folder import Skipped, list_pictures
+from adaptvis_vllm.lines import BadRow, Line
+from adaptvis_vllm.rows import FIELDS, without_nulls
 
 PIECE_ROWS = 16  # at first; doubled whenever there are too many pieces
 PIECE_BYTES = 16 * 2**20
 PIECES = 4096
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows first .. first+count-1. start: byte offset (JSONL) or (row group, row) (Parquet)."""
+    """Rows first .. first+count-1.
+
+    start: byte offset (JSONL) or (row group, row) (Parquet). line: before the first one (JSONL).
+    """
 
     path: str
     first: int
@@ -31,46 +34,56 @@ class Piece:
     start: Any
     size: int = 0  # bytes; 0 if not known
     columns: tuple[tuple[str, str], ...] = ()  # Parquet: field, column
+    line: int = 0
 
     def read(self) -> Iterator[tuple[int, Any]]:
         """(number, undecoded row) of each."""
         return self._read_parquet() if self.columns else self._read_lines()
 
     def _read_lines(self) -> Iterator[tuple[int, Any]]:
-        with open(self.path, "rb") as lines:
-            lines.seek(self.start)
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
             number = self.first
-            for line in lines:
+            for at, line in enumerate(file, self.line + 1):
                 if number == self.first + self.count:
                     return
-                if line.strip():
-                    yield number, line
+                if not lines.is_empty(line):
+                    yield number, Line(at, line)
                     number += 1
         if number != self.first + self.count:
             raise RuntimeError(f"{self.path} became shorter while it was read")
 
     def _read_parquet(self) -> Iterator[tuple[int, Any]]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from adaptvis_vllm.batch.tables import rows_of
+
         group, skip = self.start
-        names = [column for _, column in self.columns]
+        fields, names = zip(*self.columns, strict=True)
         number = self.first
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(32, row_groups=[group], columns=names):
+        wanted = list(dict.fromkeys(names))
+        # Arrow takes no names that are not UTF-8, and some names for addresses.
+        with open(self.path, "rb") as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(32, row_groups=[group], columns=wanted):
                 if skip >= len(batch):
                     skip -= len(batch)
                     continue
-                for row in batch.slice(skip).to_pylist():
+                batch = pa.record_batch([batch.column(n) for n in names], names=list(fields))
+                for row in rows_of(batch.slice(skip)):
                     if number == self.first + self.count:
                         return
-                    yield number, {name: row[column] for name, column in self.columns}
+                    yield number, row
                     number += 1
                 skip = 0
 
 
 @dataclass(frozen=True)
 class Input:
-    """A job's rows. kind: "rows" or "openai". folder: what image paths are relative to."""
+    """A job's rows. kind: "rows" or "openai". folder: what image paths are relative to.
+
+    unused: columns of Parquet. skipped: what a folder holds beside its pictures.
+    """
 
     path: Path
     kind: str
@@ -78,6 +91,7 @@ class Input:
     total: int
     pieces: list[Piece] = field(repr=False)
     unused: tuple[str, ...] = ()
+    skipped: Skipped = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Changes when the input does: size, and digests of its ends."""
@@ -91,27 +105,20 @@ class Input:
 
 
 def decode(raw: Any) -> Any:
-    """A row for the parser, or a ValueError in its place."""
-    if not isinstance(raw, bytes):
-        row = dict(raw)
-        for name in ("adaptvis", "messages"):  # nested values may come as JSON
-            if isinstance(row.get(name), str):
-                try:
-                    row[name] = json.loads(row[name])
-                except ValueError as error:
-                    return ValueError(f"{name} is not JSON: {error}")
-        return without_nulls(row)
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        return ValueError(f"the line is not JSON: {error}")
-
-
-def without_nulls(value: Any) -> Any:
-    """Arrow gives every struct all fields; a null field is one that is not there."""
-    if isinstance(value, Mapping):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
-    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+    """A row for the parser, or a `BadRow` in its place. raw: what pieces yield."""
+    if isinstance(raw, BadRow):
+        return raw
+    if isinstance(raw, Line):
+        return lines.decode_line(raw)
+    row = dict(raw)
+    for name in ("adaptvis", "messages"):  # nested values may come as JSON
+        if isinstance(row.get(name), str):
+            try:
+                row[name] = lines.loads(row[name])
+            except ValueError as error:
+                return BadRow(f"{name} {error}", row.get("id"))
+        row |= {name: without_nulls(row[name])} if name in row else {}
+    return row
 
 
 def open_input(
@@ -119,20 +126,19 @@ def open_input(
 ) -> Input:
     """The input at `path`: a file, or a folder of images. ValueError if it is none.
 
-    listing: where a folder's images are listed, once. columns: field -> Parquet column.
-    kind: "rows", "openai", or "auto" for a look at the first row.
+    listing: where a folder's images are listed, once, or lines of another encoding put. columns:
+    field -> Parquet column. kind: "rows", "openai", or "auto" for a look at the first row.
     """
     if path.is_dir():
-        if not listing.exists():
-            _list_images(path, listing)
-        return _lines(listing, "rows", path)
+        skipped = list_pictures(path, listing)
+        return replace(_lines(listing, "rows", path), skipped=skipped)
     if not path.is_file():
         raise ValueError(f"no such input: {path}")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path, dict(columns or {}))
     if columns:
         raise ValueError("columns are chosen in Parquet files only")
-    return _lines(path, kind, path.parent)
+    return replace(_lines(_as_utf8(path, listing), kind, path.parent), path=path)
 
 
 def merged(pieces: list[Piece], rows: int) -> list[Piece]:
@@ -155,43 +161,39 @@ def merged(pieces: list[Piece], rows: int) -> list[Piece]:
     return out
 
 
-def _list_images(folder: Path, listing: Path) -> None:
-    partial = listing.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8") as out:
-        for at, folders, files in os.walk(folder):
-            folders.sort()
-            for name in sorted(files):
-                if name.lower().endswith(IMAGES):
-                    relative = os.path.relpath(os.path.join(at, name), folder)
-                    out.write(json.dumps({"id": relative, "image": relative}) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    if not partial.stat().st_size:
-        raise ValueError(f"no images below {folder} ({', '.join(IMAGES)})")
+def _as_utf8(path: Path, listing: Path) -> Path:
+    """The file, or a copy of it at `listing`: pieces are found by their bytes."""
+    with path.open("rb") as file:
+        if lines.is_utf8(file):
+            return path
+        partial = listing.with_suffix(".tmp")
+        with partial.open("wb") as out:
+            out.writelines(lines.utf8_lines(file))
     partial.replace(listing)
+    return listing
 
 
 def _lines(path: Path, kind: str, folder: Path) -> Input:
     pieces: list[Piece] = []
-    offset = start = number = first = 0
+    offset = start = number = first = at = line = 0
     rows = PIECE_ROWS
     name = str(path.resolve())
     head: Any = None
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                if head is None and isinstance(row := decode(line), dict):
+    with path.open("rb") as file:
+        for at, text in enumerate(file, 1):
+            if not lines.is_empty(text):
+                if head is None and isinstance(row := decode(Line(at, text)), dict):
                     head = row
                 number += 1
-            offset += len(line)
+            offset += len(text)
             if number - first >= rows or (number > first and offset - start >= PIECE_BYTES):
-                pieces.append(Piece(name, first, number - first, start, offset - start))
-                first, start = number, offset
+                pieces.append(Piece(name, first, number - first, start, offset - start, line=line))
+                first, start, line = number, offset, at
                 if len(pieces) >= PIECES:
                     rows *= 2
                     pieces = merged(pieces, rows)
     if number > first:
-        pieces.append(Piece(name, first, number - first, start, offset - start))
+        pieces.append(Piece(name, first, number - first, start, offset - start, line=line))
     if kind == "auto":
         kind = "openai" if head is not None and "custom_id" in head and "body" in head else "rows"
     return Input(path, kind, folder.resolve(), number, pieces)
@@ -200,7 +202,7 @@ def _lines(path: Path, kind: str, folder: Path) -> Input:
 def _parquet(path: Path, columns: dict[str, str]) -> Input:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as source, pq.ParquetFile(source) as file:
         names = file.schema_arrow.names
         groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     for name, column in columns.items():

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm import lines
 from adaptvis_vllm.batch import outputs
 from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import Input, open_input
@@ -106,9 +107,8 @@ def summary_path(output: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Replace the file at once."""
     partial_path = path.with_name(f".{path.name}.tmp")
-    with partial_path.open("w", encoding="utf-8") as out:
-        json.dump(value, out, indent=1, ensure_ascii=False)
-        out.write("\n")
+    with partial_path.open("wb") as out:
+        out.write(lines.dumps(value, indent=1) + b"\n")
         out.flush()
         os.fsync(out.fileno())
     partial_path.replace(path)
@@ -154,6 +154,7 @@ def open_job(
             "output": output.suffix,
             "settings": settings.identity(),
         }
+        identity = json.loads(lines.dumps(identity))  # as it is read back
         state: dict[str, Any] = {"identity": identity, "attempt": 0, "complete": False}
         if known.exists():
             state = json.loads(known.read_text(encoding="utf-8"))
@@ -190,7 +191,7 @@ def _locked(output: Path) -> Iterator[None]:
     """One process a job; the lock ends with the process."""
     folder = job_folder(output)
     path = folder.with_name(f".{folder.name}.lock")
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

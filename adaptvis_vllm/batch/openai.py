@@ -17,10 +17,12 @@ from vllm.utils import random_uuid
 
 from adaptvis_vllm.admission import check_fields, server_defaults
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
+from adaptvis_vllm.lines import check_unicode
 from adaptvis_vllm.media import fetch_image
 from adaptvis_vllm.offline import media_options
 from adaptvis_vllm.params import SteeringParams
 from adaptvis_vllm.report import CARRIER, adaptive_branch
+from adaptvis_vllm.rows import row_id_of
 
 CHAT = "/v1/chat/completions"
 
@@ -66,6 +68,7 @@ class OpenAIFormat:
             raise Unsupported(f"URL {value['url']} was used. Supported endpoints: {CHAT}")
         if not isinstance(value.get("body"), Mapping):
             raise ValueError(f"body must be an object, not {value.get('body')!r:.60}")
+        check_unicode(value["body"], "body")
         request = ChatCompletionRequest.model_validate(dict(value["body"]))
         if request.model and request.model not in self.names:
             raise VLLMNotFoundError(f"The model `{request.model}` does not exist.")
@@ -183,7 +186,7 @@ class OpenAIFormat:
         ]
 
     def refuse(self, value: Any, error: Exception) -> Answer:
-        custom_id = value.get("custom_id") if isinstance(value, Mapping) else None
+        custom_id = row_id_of(value, "custom_id")
         if isinstance(error, Unsupported):
             return Answer(self._row(custom_id, 400, None, str(error)), error=str(error))
         if isinstance(error, EngineFailed):

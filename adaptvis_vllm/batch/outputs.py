@@ -29,11 +29,12 @@ def write(path: Path, kind: str, logprobs: bool, rows: Any) -> None:
 
         ids = id_type(json.loads(row)["id"] for row in rows())
         columns = schema(kind, ids, logprobs)
-        with pq.ParquetWriter(partial, columns) as writer:
-            for block in _blocks(rows()):
-                writer.write_table(table([json.loads(row) for row in block], columns))
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
+        with partial.open("wb") as out:
+            with pq.ParquetWriter(out, columns) as writer:
+                for block in _blocks(rows()):
+                    writer.write_table(table([json.loads(row) for row in block], columns))
+            out.flush()
+            os.fsync(out.fileno())
     partial.replace(path)
 
 

@@ -8,7 +8,6 @@ counts once.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from adaptvis_vllm.batch.stream import DEATHS, Answer
+from adaptvis_vllm.lines import dumps
 
 SUFFIX = ".part"
 SYNC_SECONDS = 2.0
@@ -43,7 +43,7 @@ class PartWriter:
                 b"+" if answer.error is None else b"!",
                 answer.tokens,
                 answer.branch.encode() or b"-",
-                json.dumps(answer.row, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+                dumps(answer.row),
             )
             for key, answer in answers
         )

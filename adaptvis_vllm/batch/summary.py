@@ -25,6 +25,7 @@ def summarize(job: Job, seconds: float, rows: int, tokens: int) -> dict[str, Any
         "answered": job.source.total - parts.errors,
         "errors": parts.errors,
         "reasons": dict(reasons(job).most_common(REASONS)),
+        "skipped": {why: count for why, (count, _) in job.source.skipped.items()},
         "tokens": parts.tokens,
         "low": parts.branches["low"],
         "high": parts.branches["high"],
@@ -66,4 +67,5 @@ def text(summary: dict[str, Any]) -> str:
         ("output", summary["output"]),
     ]
     lines += [("  error", f"{count} x {reason}") for reason, count in summary["reasons"].items()]
+    lines += [("skipped", f"{count}, {why}") for why, count in summary["skipped"].items()]
     return "\n".join(f"{name:<13}{value}" for name, value in lines)

@@ -9,7 +9,6 @@ another form, see `result_files`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from adaptvis_vllm.evaluation.answer_rows import STEERING, AnswerRow, check_like
 from adaptvis_vllm.evaluation.own import parquet_rows
 from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.result_files import as_rows, is_result, origin
-from adaptvis_vllm.rows import read_lines
+from adaptvis_vllm.lines import dumps, loads, read_lines
 
 SUFFIXES = (".jsonl", ".parquet", ".json")
 
@@ -129,9 +128,7 @@ def check_same(one: Answers, other: Answers) -> None:
 
 def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of the form above, as JSONL."""
-    with path.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row) + "\n")
+    path.write_bytes(b"".join(dumps(row) + b"\n" for row in rows))
 
 
 def _read(path: Path) -> Answers:
@@ -181,9 +178,9 @@ def _values(path: Path) -> Iterator[Any]:
         yield from read_lines(path)
     else:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = loads(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+            raise ValueError(f"{path} {error}") from None
         if not isinstance(content, list):
             held = f"an object with {', '.join(map(str, content))[:60]}" if content else "nothing"
             what = held if isinstance(content, dict) else f"{content!r:.40}"

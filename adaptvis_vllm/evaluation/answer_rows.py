@@ -42,7 +42,11 @@ def parse_row(value: Any, number: str) -> AnswerRow:
         raise ValueError("question (or prompt) is missing")
     right = _texts("answer", value.get("answer"))
     choices = value.get("choices")
-    others = {k: _plain(v) for k, v in value.items() if k not in (*FIELDS, *STEERING)}
+    if isinstance(choices, str):
+        raise ValueError(f"choices must be a list of texts, not {choices!r:.60}")
+    others = {
+        k: _plain(v) for k, v in value.items() if k not in (*FIELDS, *STEERING) and v is not None
+    }
     row_id = value.get("id")
     return AnswerRow(
         Question(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.evaluation.left_out import Refuse, not_allowed
 from adaptvis_vllm.evaluation.question import Question, Source
 from adaptvis_vllm.media import Picture, is_remote, load_image
 from adaptvis_vllm.params import Off, SteeringParams
@@ -42,13 +43,14 @@ def answer(
     logprobs: int | None = None,
     chat: bool = False,
     progress: bool = False,
+    refuse: Refuse = not_allowed,
 ) -> list[list[Answer]]:
-    """[len(questions)][len(steerings)] answers.
+    """[len(questions)][len(steerings)] answers; none for a question that was refused.
 
     llm: a vLLM `LLM`. A steering of None is `Off()`: no engine default applies. The requests
     go out question by question, so that the steerings of one question share its prompt
     through the prefix cache. chat: use the chat template even where there is a raw prompt.
-    progress: a bar on stderr. ValueError names the question that cannot be answered.
+    progress: a bar on stderr. refuse: called for a question that cannot be answered.
     """
     from tqdm import tqdm
 
@@ -61,12 +63,19 @@ def answer(
     total = len(questions) * len(settings)
     answers: list[list[Answer]] = [[] for _ in questions]
     bar = tqdm(outputs, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
+    refused: set[int] = set()
     for number, (_, output) in enumerate(bar):
-        question = questions[number // len(settings)]
+        place = number // len(settings)
+        question = questions[place]
         if isinstance(output, str):
-            raise ValueError(f"question {question.id}: {output}")
+            if place not in refused:
+                refuse(question, output)
+            refused.add(place)
+            answers[place].clear()
+        if place in refused:
+            continue
         row = output_row(question.id, output, logprobs=logprobs is not None)
-        answers[number // len(settings)].append(
+        answers[place].append(
             Answer(
                 row["text"],
                 tuple(row["token_ids"]),
@@ -84,31 +93,38 @@ def computed_tokens(output: Any) -> int:
     return prompt + len(output.outputs[0].token_ids) - 1
 
 
-def check_images(questions: Sequence[Question]) -> None:
-    """Read every picture once, before an engine is started; ValueError names the first bad one.
+def check_images(questions: Sequence[Question], refuse: Refuse = not_allowed) -> None:
+    """Read every picture once, before an engine is started.
 
-    Pictures behind URLs are left out.
+    refuse: called for a question with a bad one. Pictures behind URLs are left out.
     """
-    local: dict[Any, tuple[str, Source]] = {}
+    local: dict[Any, Source] = {}
     for question in questions:
         for source in question.images:
             if not is_remote(source):
-                key = source if isinstance(source, str | Path) else id(source)
-                local.setdefault(key, (question.id, source))
+                local.setdefault(_key(source), source)
     with ThreadPoolExecutor(LOADERS) as pool:
-        futures = [pool.submit(_load, name, source) for name, source in local.values()]
         try:
-            for future in futures:
-                future.result()
+            looked = {key: pool.submit(_fault, source) for key, source in local.items()}
+            for question in questions:
+                keys = [_key(s) for s in question.images if _key(s) in looked]
+                faults = [fault for key in keys if (fault := looked[key].result()) is not None]
+                if faults:
+                    refuse(question, faults[0])
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _load(name: str, source: Source) -> None:
+def _key(source: Source) -> Any:
+    return source if isinstance(source, str | Path) else id(source)
+
+
+def _fault(source: Source) -> str | None:
     try:
         load_image(source, Path(), "image")
     except ValueError as error:
-        raise ValueError(f"question {name}: {error}") from None
+        return str(error)
+    return None
 
 
 def _rows(
@@ -124,8 +140,8 @@ def _rows(
                 load_image(source, Path(), "image", options) for source in question.images
             ]
         except ValueError as error:
-            yield error
-            return
+            yield from (error for _ in steerings)
+            continue
         text = {"question": question.question}
         if question.prompt is not None and not chat:
             text = {"prompt": question.prompt}

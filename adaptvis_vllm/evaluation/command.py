@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from adaptvis_vllm.evaluation import answered, benchmarks, need
 from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
 from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.scoring import check_scorer
+from adaptvis_vllm.lines import dumps
 from adaptvis_vllm.options import engine_options, engine_parser, make_llm, steering_options
 
 
 def main(argv: Sequence[str], doc: str) -> int:
-    """0 when every question is answered. Failures are raised."""
+    """0: every question is answered; 3: some rows of own data are left out. Failures are raised."""
     if answered.asked_for(argv):
         parser = ArgumentParser(prog="adaptvis eval", description=doc)
         parser.add_argument("--model", metavar="NAME", help="only named in the report")
@@ -41,9 +41,12 @@ def main(argv: Sequence[str], doc: str) -> int:
     output = _output(args, benchmark.name, split)
 
     from adaptvis_vllm.evaluation.answers import answer, check_images
+    from adaptvis_vllm.evaluation.left_out import LeftOut, status
     from adaptvis_vllm.evaluation.results import Evaluation, judge
 
-    check_images(questions)
+    left_out = LeftOut(benchmark, args.split)
+    check_images(questions, left_out.add)
+    questions = left_out.rest(questions)
     check_scorer(benchmark.scorer, questions)
     llm = make_llm(args)
     answers = answer(
@@ -53,11 +56,16 @@ def main(argv: Sequence[str], doc: str) -> int:
         max_tokens=args.max_tokens,
         chat=args.chat,
         progress=True,
+        refuse=left_out.add,
     )
+    questions, answers = left_out.answered(questions, answers)
     outcomes = judge(benchmark, questions, methods, answers)
-    evaluation = Evaluation(benchmark, split, questions, outcomes, facts(args, questions, llm))
+    about = facts(args, questions, llm)
+    evaluation = Evaluation(
+        benchmark, split, questions, outcomes, about, left_out.notes(), left_out.rows
+    )
     _write(output, evaluation)
-    return 0
+    return status(left_out.rows, output)
 
 
 def _output(args: Namespace, name: str, split: str) -> Path:
@@ -73,9 +81,9 @@ def _write(output: Path, evaluation: Any) -> None:
     from adaptvis_vllm.evaluation.report import page
     from adaptvis_vllm.evaluation.results import as_json, summary_table
 
-    output.write_text(json.dumps(as_json(evaluation), ensure_ascii=False, indent=1) + "\n")
+    output.write_bytes(dumps(as_json(evaluation), indent=1) + b"\n")
     html = output.with_suffix(".html")
-    html.write_text(page(evaluation), encoding="utf-8")
+    html.write_text(page(evaluation), encoding="utf-8", errors="backslashreplace")
     facts, name = evaluation.facts, evaluation.benchmark.name
     of = facts.get("answers", facts["model"])
     print(f"{name}, {evaluation.split}, {facts['questions']} questions, {of}")

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.evaluation import need
-from adaptvis_vllm.evaluation.question import Benchmark, Question, Scorer, Source, chance_of
+from adaptvis_vllm.evaluation.question import (
+    Benchmark,
+    Question,
+    Refused,
+    Scorer,
+    Source,
+    chance_of,
+)
 from adaptvis_vllm.evaluation.scoring import contains
+from adaptvis_vllm.lines import BadRow, check_unicode, dumps, read_lines
 from adaptvis_vllm.media import is_url
-from adaptvis_vllm.rows import read_lines
+from adaptvis_vllm.rows import is_null, no_nulls, row_id_of, without_nulls
 
 SUFFIXES = (".jsonl", ".parquet")
 FIELDS = ("id", "question", "prompt", "image", "images", "answer", "choices")
@@ -21,9 +29,10 @@ GROUPS_MAX = 12  # a field with more values is no group
 
 
 def from_path(path: Path, scorer: Scorer = contains) -> Benchmark:
-    """A file, or a folder of files; ValueError names file, row and field."""
+    """A file, or a folder of files. Bad rows are left out and listed; ValueError, which names the
+    first, for a file of no others."""
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
         if not files:
             raise ValueError(f"{path} holds no {' or '.join(SUFFIXES)} files")
     elif path.is_file():
@@ -33,9 +42,10 @@ def from_path(path: Path, scorer: Scorer = contains) -> Benchmark:
     else:
         raise ValueError(f"no such file or folder: {path}")
     questions: list[Question] = []
+    refused: list[Refused] = []
     splits = {}
     for file in files:
-        found = list(_read(file))
+        found = _read(file, refused)
         splits[file.stem] = tuple(range(len(questions), len(questions) + len(found)))
         questions += found
     return Benchmark(
@@ -46,24 +56,29 @@ def from_path(path: Path, scorer: Scorer = contains) -> Benchmark:
         splits=splits if len(files) > 1 else {},
         split="" if len(files) > 1 else "all",
         groups=groups_of(questions),
+        lenient=True,
+        refused=tuple(refused),
     )
 
 
-def _read(path: Path) -> Iterator[Question]:
-    names = set()
+def _read(path: Path, refused: list[Refused]) -> list[Question]:
+    """The file's questions; its bad rows are added to `refused`."""
+    found: dict[str, Question] = {}
+    bad = []
     rows = parquet_rows(path) if path.suffix == ".parquet" else read_lines(path)
-    number = 0
     for number, row in enumerate(rows, 1):
         try:
             question = parse(row, path.parent, str(number))
-            if question.id in names:
+            if question.id in found:
                 raise ValueError(f"the id {question.id!r} occurs twice")
+            found[question.id] = question
         except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from None
-        names.add(question.id)
-        yield question
-    if not number:
-        raise ValueError(f"{path} holds no questions")
+            row_id = _id(row_id_of(row))
+            bad.append(Refused(path.stem, row_id, f"{path.name}, row {number}: {error}"))
+    if not found:
+        raise ValueError(f"{path.parent / bad[0].error}" if bad else f"{path} holds no questions")
+    refused += bad
+    return list(found.values())
 
 
 def parquet_rows(path: Path) -> Iterator[Any]:
@@ -71,14 +86,19 @@ def parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet as pq
 
-    from adaptvis_vllm.batch.inputs import without_nulls
+    from adaptvis_vllm.batch.tables import rows_of
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches():
-                yield from (without_nulls(row) for row in batch.to_pylist())
+                for row in rows_of(batch):
+                    yield row if isinstance(row, BadRow) else _without_inner_nulls(row)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: {error!s:.200}") from None
+
+
+def _without_inner_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: without_nulls(value) for name, value in row.items()}
 
 
 def parse(row: Any, folder: Path, name: str) -> Question:
@@ -87,6 +107,10 @@ def parse(row: Any, folder: Path, name: str) -> Question:
         raise row
     if not isinstance(row, Mapping):
         raise ValueError(f"it must be an object, not {type(row).__name__}")
+    media = {name: row[name] for name in ("image", "images") if name in row}
+    row = {k: v for k, v in row.items() if not is_null(v) and k not in media}
+    for field, value in row.items():
+        check_unicode(value, field)
     question, prompt = row.get("question"), row.get("prompt")
     if question is None and prompt is None:
         raise ValueError("question (or prompt) is missing")
@@ -94,25 +118,36 @@ def parse(row: Any, folder: Path, name: str) -> Question:
         if value is not None and (not isinstance(value, str) or not value.strip()):
             raise ValueError(f"{field} must be a text, not {value!r:.60}")
     answers = _texts("answer", row.get("answer"))
+    if isinstance(row.get("choices"), str):
+        raise ValueError(f"choices must be a list of texts, not {row['choices']!r:.60}")
     return Question(
-        id=str(row.get("id", name)),
-        images=_images(row, folder),
+        id=_id(row.get("id")) or name,
+        images=_images(media, folder),
         question=str(prompt if question is None else question),
         answer=answers,
-        choices=() if row.get("choices") is None else _texts("choices", row["choices"]),
+        choices=_texts("choices", row["choices"]) if "choices" in row else (),
         prompt=prompt,
         meta={"answer": answers[0].lower()} | {k: v for k, v in row.items() if k not in FIELDS},
     )
 
 
-def _images(row: Mapping[str, Any], folder: Path) -> tuple[Source, ...]:
-    if (row.get("image") is None) == (row.get("images") is None):
+def _id(value: Any) -> str | None:
+    """As text; what is none becomes JSON."""
+    return value if isinstance(value, str | None) else dumps(value).decode()
+
+
+def _images(media: Mapping[str, Any], folder: Path) -> tuple[Source, ...]:
+    given = [field for field, value in media.items() if not is_null(value)]
+    if media and not given:
+        raise ValueError(f"{next(iter(media))} is null")
+    if len(given) != 1:
         raise ValueError("exactly one of image and images is needed")
-    field = "image" if row.get("image") is not None else "images"
-    given = row[field] if isinstance(row[field], list) else [row[field]]
-    if not given:
+    field = given[0]
+    sources = no_nulls(field, media[field])
+    sources = sources if isinstance(sources, list) else [sources]
+    if not sources:
         raise ValueError(f"{field} is empty")
-    return tuple(_image(source, folder, field) for source in given)
+    return tuple(_image(source, folder, field) for source in sources)
 
 
 def _image(source: Any, folder: Path, field: str) -> Source:

@@ -61,6 +61,16 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A row of own data that is left out. split: its file's name, without ending. id: null if it
+    has none that can be read."""
+
+    split: str
+    id: str | None
+    error: str
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Questions and how to judge the answers.
 
@@ -70,6 +80,8 @@ class Benchmark:
     preset: the published steering for it, a name of `fields.PRESETS`; None for none.
     chance: accuracy of guessing among the choices; None where there are none.
     groups: fields of `Question.meta` by which accuracy is reported.
+    lenient: what cannot be asked or answered is left out and listed, as with own data; else it is
+        an error. refused: what was left out so far.
     """
 
     name: str
@@ -82,6 +94,8 @@ class Benchmark:
     splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: str = "all"
     groups: tuple[str, ...] = ()
+    lenient: bool = False
+    refused: tuple[Refused, ...] = ()
 
     def select(self, split: str | None = None) -> tuple[Question, ...]:
         """The questions of a split, the default one if None; ValueError for an unknown one."""
@@ -94,6 +108,11 @@ class Benchmark:
                 raise ValueError(f"{self.name} needs --split, one of {known}")
             raise ValueError(f"{self.name} has no split {name!r}; it has {known}")
         return tuple(self.questions[i] for i in self.splits[name])
+
+    def refused_of(self, split: str | None = None) -> list[Refused]:
+        """Those of a split that `select` knows."""
+        name = split or self.split
+        return [r for r in self.refused if name in ("all", r.split)]
 
 
 def chance_of(questions: Sequence[Question]) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.rows import read_lines
+from adaptvis_vllm.lines import read_lines
 
 # LLaVA-1.5's prompt around a question.
 FRAME = re.compile(r"<image>\s*USER:\s*(?P<question>.*?)\s*ASSISTANT:", re.DOTALL)

@@ -15,7 +15,7 @@ from adaptvis_vllm.evaluation.answers import Answer
 from adaptvis_vllm.evaluation.breakdown import Part
 from adaptvis_vllm.evaluation.methods import BASE, TITLES
 from adaptvis_vllm.evaluation.page import Table
-from adaptvis_vllm.evaluation.question import Benchmark, Question
+from adaptvis_vllm.evaluation.question import Benchmark, Question, Refused
 from adaptvis_vllm.evaluation.scoring import by_group
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
 from adaptvis_vllm.params import SteeringParams
@@ -57,8 +57,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """questions: the N that were asked. facts: model, versions and the like. notes: sentences
-    about what was left out."""
+    """questions: the N that were answered. facts: model, versions and the like. notes: sentences
+    about what was left out. errors: rows that were."""
 
     benchmark: Benchmark
     split: str
@@ -66,6 +66,7 @@ class Evaluation:
     outcomes: Mapping[str, Outcome]
     facts: Mapping[str, Any]
     notes: Sequence[str] = ()
+    errors: Sequence[Refused] = ()
 
 
 def judge(
@@ -235,6 +236,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "parts": {what: [p.as_json() for p in found] for what, found in parts(evaluation).items()},
         "published": [asdict(p) for p in benchmark.published],
         "answers": answers,
+        "errors": [{"id": row.id, "error": row.error} for row in evaluation.errors],
     }
 
 

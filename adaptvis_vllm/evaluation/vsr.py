@@ -16,7 +16,7 @@ from adaptvis_vllm.evaluation.published import published
 from adaptvis_vllm.evaluation.question import Benchmark, Question, Source
 from adaptvis_vllm.evaluation.scoring import judgement, yes_no
 from adaptvis_vllm.evaluation.splits import validation_and_test
-from adaptvis_vllm.rows import read_lines
+from adaptvis_vllm.lines import read_lines
 
 FILE = "test.jsonl"
 TASK = (

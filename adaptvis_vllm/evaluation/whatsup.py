@@ -7,7 +7,6 @@ github.com/shiqichen17/AdaptVis (the questions).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from adaptvis_vllm.evaluation.question import Benchmark, Question, Source, chanc
 from adaptvis_vllm.evaluation.question_files import Asked, choices_of, read_questions
 from adaptvis_vllm.evaluation.scoring import contains, pairs_and_sets
 from adaptvis_vllm.evaluation.splits import validation_and_test
+from adaptvis_vllm.lines import loads
 
 _CAPTION = re.compile(
     r"an? (?P<subject>.+?) (?:on|under|to the left of|to the right of|in front of|behind) an? "
@@ -235,9 +235,9 @@ def _read_annotations(part: Part, folder: Path) -> list[Annotation]:
     if not path.is_file():
         raise ValueError(f"no such file: {path}, the annotations of {part.name}")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} {error}") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list, not {type(rows).__name__}")
     read = _with_id if part.images else _with_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 from adaptvis_vllm.evaluation import answered, benchmarks, need
 from adaptvis_vllm.evaluation.answer_files import write_answers
+from adaptvis_vllm.evaluation.left_out import LeftOut, status
 from adaptvis_vllm.evaluation.question import Benchmark, Question
 from adaptvis_vllm.fields import SPANS
+from adaptvis_vllm.lines import dumps
 from adaptvis_vllm.options import engine_options, engine_parser, make_llm
 from adaptvis_vllm.params import ScalingVis
 from adaptvis_vllm.preset import write_preset
@@ -21,7 +22,10 @@ CPU_BLOCK = 32  # the smallest of vLLM's CPU attention; what is shared ends at a
 
 
 def main(argv: Sequence[str], doc: str) -> int:
-    """0 when the files are written, whatever the answer. Failures are raised."""
+    """0 when the files are written, whatever the answer; 3 if rows of own data are left out.
+
+    Failures are raised.
+    """
     if answered.asked_for(argv):
         parser = ArgumentParser(prog="adaptvis calibrate", description=doc)
         parser.add_argument("--model", metavar="NAME", help="only named in the report")
@@ -44,7 +48,7 @@ def main(argv: Sequence[str], doc: str) -> int:
         outcome = _engine(args)
     _write(folder, outcome)
     _print(folder, outcome)
-    return 0
+    return status(outcome.errors, folder / "calibration.json")
 
 
 def _engine(args: Namespace) -> Any:
@@ -70,9 +74,13 @@ def _engine(args: Namespace) -> Any:
     from adaptvis_vllm.evaluation.calibration.transfer import transfer
     from adaptvis_vllm.evaluation.command import facts
 
-    check_images([*questions, *(q for part in others.values() for q in part)])
+    left_out = LeftOut(benchmark, split, *tests)
+    check_images([*questions, *(q for part in others.values() for q in part)], left_out.add)
+    questions = left_out.rest(questions)
+    others = {name: left_out.rest(part) for name, part in others.items()}
     llm = make_llm(args, **_small_blocks(args))
-    common = {"max_tokens": args.max_tokens, "chat": args.chat, "progress": True}
+    common: dict[str, Any] = {"max_tokens": args.max_tokens, "chat": args.chat, "progress": True}
+    common["left_out"] = left_out
     swept = sweep(
         llm,
         questions,
@@ -82,6 +90,7 @@ def _engine(args: Namespace) -> Any:
         span=steering.span,
         **common,
     )
+    questions = left_out.rest(questions)
     if args.save_answers:
         write_answers(args.save_answers, answered.rows_of(questions, swept.table))
     found = calibrate(swept.table)
@@ -91,7 +100,15 @@ def _engine(args: Namespace) -> Any:
         for name, part in others.items()
     }
     return report.Outcome(
-        benchmark.name, split, questions, swept, found, transfers, facts(args, questions, llm)
+        benchmark.name,
+        split,
+        questions,
+        swept,
+        found,
+        transfers,
+        facts(args, questions, llm),
+        notes=left_out.notes(),
+        errors=left_out.rows,
     )
 
 
@@ -125,9 +142,9 @@ def _write(folder: Path, outcome: Any) -> None:
     for name, figure in drawn.items():
         svg = str(figure.svg).replace("currentColor", "#1c2330")
         (plots_folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (folder / "report.html").write_text(report.page(outcome, drawn), encoding="utf-8")
-    text = json.dumps(report.as_json(outcome), ensure_ascii=False, indent=1)
-    (folder / "calibration.json").write_text(text + "\n", encoding="utf-8")
+    page = report.page(outcome, drawn)
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    (folder / "calibration.json").write_bytes(dumps(report.as_json(outcome), indent=1) + b"\n")
     chosen = outcome.calibration.chosen
     about = {
         "benchmark": outcome.benchmark,

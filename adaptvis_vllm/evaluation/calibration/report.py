@@ -24,7 +24,7 @@ from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.calibration.transfer import Result
 from adaptvis_vllm.evaluation.methods import TITLES
 from adaptvis_vllm.evaluation.page import Figure, Section, Table, render
-from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.evaluation.question import Question, Refused
 from adaptvis_vllm.evaluation.results import percent, with_interval
 
 
@@ -33,7 +33,7 @@ class Outcome:
     """All of it. benchmark, split, questions: what was calibrated on. transfers: by test split.
 
     facts: model, versions and the like. tests: tables of those test splits whose answers are
-    known under every alpha. notes: sentences about what was left out.
+    known under every alpha. notes: sentences about what was left out. errors: rows that were.
     """
 
     benchmark: str
@@ -45,6 +45,7 @@ class Outcome:
     facts: Mapping[str, Any]
     tests: Mapping[str, SweepTable] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    errors: Sequence[Refused] = ()
 
     @property
     def ceiling(self) -> Ceiling:
@@ -239,6 +240,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             }
             for i, name in enumerate(table.ids)
         ],
+        "errors": [{"id": row.id, "error": row.error} for row in outcome.errors],
     }
 
 

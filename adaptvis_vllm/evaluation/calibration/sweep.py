@@ -16,6 +16,7 @@ import numpy as np
 
 from adaptvis_vllm.evaluation.answers import Answer, answer
 from adaptvis_vllm.evaluation.calibration.table import PLAIN, SweepTable
+from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
 from adaptvis_vllm.evaluation.question import Question, Scorer
 from adaptvis_vllm.fields import CONFIDENCES, check_field
 from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
@@ -81,10 +82,12 @@ def sweep(
     max_tokens: int,
     chat: bool = False,
     progress: bool = False,
+    left_out: LeftOut | None = None,
 ) -> Sweep:
     """Answer every question under every alpha.
 
-    llm: a vLLM `LLM` with prefix caching and small blocks. The rest as in `answer`.
+    llm: a vLLM `LLM` with prefix caching and small blocks. left_out: takes the questions that
+    cannot be answered, which are an error without it. The rest as in `answer`.
     ValueError for a question that steering cannot change: one without an image.
     """
     alphas = check_alphas(alphas)
@@ -96,7 +99,10 @@ def sweep(
         max_tokens=max_tokens,
         chat=chat,
         progress=progress,
+        refuse=left_out.add if left_out else not_allowed,
     )
+    if left_out is not None:
+        questions, rows = left_out.answered(questions, rows)
     kept = [(0, sent[0][0])] + [(i, a) for i, (a, _) in enumerate(sent) if a != PLAIN]
     columns = [i for i, _ in sorted(kept, key=lambda pair: pair[1])]
     table = SweepTable(

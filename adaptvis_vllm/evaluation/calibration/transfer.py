@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.calibration.selection import Candidate
 from adaptvis_vllm.evaluation.calibration.table import SweepTable
+from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
 from adaptvis_vllm.evaluation.question import Question, Scorer
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
 
@@ -31,10 +32,18 @@ def transfer(
     questions: Sequence[Question],
     scorer: Scorer,
     candidates: Sequence[Candidate],
+    *,
+    left_out: LeftOut | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Answered by the engine. candidates: the base comes first. options: of `answer`."""
-    rows = answer(llm, questions, [c.params for c in candidates], **options)
+    """Answered by the engine. candidates: the base comes first. left_out: as in `sweep`.
+
+    options: of `answer`.
+    """
+    refuse = left_out.add if left_out else not_allowed
+    rows = answer(llm, questions, [c.params for c in candidates], refuse=refuse, **options)
+    if left_out is not None:
+        questions, rows = left_out.answered(questions, rows)
     right = np.array(
         [[scorer(q, one.text) for one in row] for q, row in zip(questions, rows, strict=True)]
     )
