@@ -30,6 +30,7 @@ from http_server import (
     text,
 )
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import HANG_S
 
 ALPHAS = [0.3, 1.0, 2.0, 3]
 LONG = "The cat sat on the mat and the dog sat under the table. " * 2 + QUESTION
@@ -39,7 +40,7 @@ DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "adaptvis.json"
 
 def samples(url: str) -> dict[tuple[Any, ...], float]:
     """(name, sorted labels) -> value of everything on /metrics."""
-    page = httpx.get(f"{url}/metrics", timeout=30)
+    page = httpx.get(f"{url}/metrics", timeout=HANG_S)
     assert page.headers["content-type"].startswith("text/plain")
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -69,7 +70,7 @@ def ask(client: openai.OpenAI, xargs: dict[str, Any], **more: Any) -> Any:
 
 def test_info(url: str, client: openai.OpenAI) -> None:
     chat(client, 0, {"adaptvis_alpha": 1.5})
-    info = httpx.get(f"{url}/adaptvis", timeout=30).json()
+    info = httpx.get(f"{url}/adaptvis", timeout=HANG_S).json()
     assert info["model"] == "tiny"
     assert info["steerable"]
     assert info["defaults"]["mode"] == "adaptive"
