@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import httpx
 import openai
 import pytest
 from models.images import make_image
+from waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
 
@@ -88,11 +88,7 @@ def running(folder: Path, model: Path, *options: str) -> Iterator[str]:
         )
     base = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 240
-        while not healthy(base):
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(0.3)
+        until(lambda: healthy(base), process, log)
         yield base
     finally:
         stop(process)
@@ -112,7 +108,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(20)
+    process.wait(HANG_S)
 
 
 def generate_rows(folder: Path, model: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -138,7 +134,7 @@ def generate_rows(folder: Path, model: Path) -> dict[tuple[str, int], dict[str, 
         *(sys.executable, "-P", "-m", "adaptvis_vllm.cli", "generate", "--model", str(model)),
         *("--input", "in.jsonl", "--output", "out.jsonl", *ENGINE),
     ]
-    subprocess.run(command, cwd=folder, check=True, timeout=240)
+    subprocess.run(command, cwd=folder, check=True, timeout=HANG_S)
     answers = [json.loads(line) for line in (folder / "out.jsonl").open()]
     return dict(zip(keys, answers, strict=True))
 
@@ -189,7 +185,7 @@ def post(url: str, path: str, body: Any, **more: Any) -> httpx.Response:
     """NaN and infinity go out as Python's JSON spells them; the server reads them."""
     head = {"content-type": "application/json"}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{url}{path}", content=content, headers=head, timeout=60, **more)
+    return httpx.post(f"{url}{path}", content=content, headers=head, timeout=HANG_S, **more)
 
 
 def assert_refused(answer: httpx.Response, field: str, status: Sequence[int] = (400,)) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 from http_server import messages
+from waiting import HANG_S, until
 
 PICTURES = range(16)  # enough that two replicas both have some
 TOKENS = 24
@@ -51,7 +52,9 @@ class Load:
     answers: list[Answer] = field(default_factory=list)
 
     def __enter__(self) -> Load:
-        self.client = openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
+        self.client = openai.OpenAI(
+            base_url=self.url, api_key="none", max_retries=0, timeout=HANG_S
+        )
         self.stopped = threading.Event()
         self.threads = [
             threading.Thread(target=self._run, args=(number,)) for number in range(self.clients)
@@ -75,16 +78,19 @@ class Load:
             if answer.error is not None:
                 self.stopped.wait(BACKOFF_S)
 
-    def wait_for(self, what: Any, patience: float) -> float:
-        """Seconds until what(answers) is true."""
-        begin = time.monotonic()
-        while not what(list(self.answers)):
-            assert time.monotonic() < begin + patience, "the service did not recover"
-            time.sleep(0.1)
-        return time.monotonic() - begin
+    def wait_for(self, what: Any) -> None:
+        """Until what(answers) is true."""
+        until(lambda: what(list(self.answers)))
 
 
-def ask(client: openai.OpenAI, picture: int, stream: bool = False, tokens: int = TOKENS) -> Answer:
+def ask(
+    client: openai.OpenAI,
+    picture: int,
+    stream: bool = False,
+    tokens: int = TOKENS,
+    begun: threading.Event | None = None,
+) -> Answer:
+    """begun: set by the first part of a stream."""
     answer = Answer(picture, time.monotonic(), 0)
     try:
         raw = client.chat.completions.with_raw_response.create(
@@ -100,6 +106,8 @@ def ask(client: openai.OpenAI, picture: int, stream: bool = False, tokens: int =
         if stream:
             text, last = "", None
             for chunk in result:
+                if begun is not None:
+                    begun.set()
                 text += chunk.choices[0].delta.content or ""
                 last = chunk
             if last is None or last.choices[0].finish_reason != "length":

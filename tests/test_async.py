@@ -51,6 +51,8 @@ def test_streams_equal_the_offline_engine(model: Path) -> None:
     for parts, expected in zip(streams, offline, strict=True):
         together = [token for part in parts for token in part.outputs[0].token_ids]
         assert [together] == tokens(expected)
-        assert len(parts) == len(together)
+        # A reader that is slower than the engine gets several tokens in one part.
+        assert all(part.outputs[0].token_ids for part in parts[:-1])
+        assert [part.finished for part in parts] == [False] * (len(parts) - 1) + [True]
         assert all(part.adaptvis is None for part in parts[:-1])
         assert parts[-1].adaptvis == expected.adaptvis

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from batch_cases import ENGINE, FULL, finished, make_images, mixed, read, start, write_questions
 from batch_cases import run as command
+from waiting import HANG_S
 
 from adaptvis_vllm.batch import Settings, run
 from adaptvis_vllm.batch.engine import VllmEngine
@@ -658,5 +659,5 @@ def test_start_stops_cleanly(model: Path, questions: Path, tmp_path: Path) -> No
     log = tmp_path / "log"
     options = ("--model", model, *ENGINE, "--max-model-len", "100000000")
     job = start(log, "batch", questions, "-o", tmp_path / "o.jsonl", "--workers", 0, *options)
-    assert job.wait(120) == 1
+    assert job.wait(HANG_S) == 1
     assert "max_model_len" in log.read_text()

@@ -11,17 +11,16 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from batch_cases import ENGINE, finished, good_row, mixed, read, run, start, write_questions
+from waiting import HANG_S, until
 
 ROWS = int(os.environ.get("ADAPTVIS_TEST_ROWS", "300"))
 KILLS = 5 if ROWS >= 1000 else 2
-PATIENCE = 240
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +52,7 @@ def same(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 
 def await_rows(output: Path, job: psutil.Popen, rows: int) -> None:
     """Until so many rows are finished, or the job is."""
-    for _ in range(PATIENCE * 20):
-        if finished(output) >= rows or job.poll() is not None:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {rows} rows in {PATIENCE} s")
+    until(lambda: finished(output) >= rows or job.poll() is not None)
 
 
 def engines(job: psutil.Popen) -> list[psutil.Process]:
@@ -86,11 +81,11 @@ def test_workers_killed(
             assert alive, log.read_text()[-4000:]
             alive[0].kill()
             killed.append(alive[0].pid)
-        assert job.wait(PATIENCE) == 0, log.read_text()[-4000:]
+        assert job.wait(HANG_S) == 0, log.read_text()[-4000:]
     finally:
         if job.poll() is None:
             job.terminate()
-            job.wait(60)
+            job.wait(HANG_S)
     assert len(set(killed)) == 2
     same(read(out), expected)
     summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
@@ -111,8 +106,8 @@ def test_driver_killed(
         print("killed at", finished(out), "rows")
         workers, family = engines(job), job.children(recursive=True)
         job.send_signal(signal.SIGKILL)
-        job.wait(10)
-        _, alive = psutil.wait_procs(workers, 60)
+        job.wait(HANG_S)
+        _, alive = psutil.wait_procs(workers, HANG_S)
         assert not alive, f"left behind: {alive}"
         for process in family:  # Ray's agents take a minute to notice
             if process.is_running():

@@ -15,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+from waiting import HANG_S
 
 from adaptvis_vllm import compat
 
@@ -37,7 +38,7 @@ def test_dockerfile() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
-        [hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60
+        [hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (tag,) = [line.split(":v")[1] for line in text.splitlines() if line.startswith("FROM ")]

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,12 @@ from http_server import QUESTION, assert_refused, environment, free_port, post, 
 from prometheus_client.parser import text_string_to_metric_families
 from serve_load import PICTURES, TOKENS, Answer, Load, ask
 from test_readme import MODEL, run, snippet
+from waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis
 from adaptvis_vllm.serving.cluster.routing import picture_key
 from adaptvis_vllm.serving.metrics import REQUESTS
 
-PATIENCE = 400
 CLIENTS = 6
 # On a CPU vLLM puts even a single rank in a process of its own, unless this is 0.
 ENVIRONMENT = environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -51,14 +52,13 @@ class Service:
             self.process = psutil.Popen(
                 command, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
             )
-        for _ in range(PATIENCE * 5):
-            ready = f"ready: {replicas} replicas" in log.read_text()
-            if ready or self.process.poll() is not None:
-                break
-            time.sleep(0.2)
-        else:
-            self.stop()
-        assert self.process.poll() is None, log.read_text()[-6000:]
+        ready = f"ready: {replicas} replicas"
+        try:
+            until(lambda: ready in log.read_text(), self.process, log)
+        except AssertionError:
+            if self.process.poll() is None:
+                self.stop()
+            raise
 
     def replicas(self) -> list[psutil.Process]:
         return self._named("ServeReplica:")
@@ -81,8 +81,8 @@ class Service:
         """SIGTERM; (exit status, processes that are left)."""
         family = self.process.children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(90)
-        _, alive = psutil.wait_procs(family, 20)
+        status = self.process.wait(HANG_S)
+        _, alive = psutil.wait_procs(family, HANG_S)
         for process in alive:
             process.kill()
         return status, alive
@@ -108,7 +108,7 @@ def service(model: Path, expected: Any, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def client(service: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=service.url, api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=service.url, api_key="none", max_retries=0, timeout=HANG_S)
 
 
 def near(report: dict[str, Any]) -> dict[str, Any]:
@@ -183,16 +183,16 @@ def test_a_process_is_killed_under_load(
 ) -> None:
     """At most the requests in flight on it fail, each with an error that clients retry."""
     with Load(service.url, CLIENTS) as load:
-        load.wait_for(lambda answers: len(replicas(answers)) == 2, PATIENCE)
+        load.wait_for(lambda answers: len(replicas(answers)) == 2)
         old = replicas(load.answers)
         (replica, *_) = service.replicas()
         family = [replica, *replica.children(recursive=True)]
         (process, *_) = service.engines(family) if victim == "engine" else family
         process.kill()
         killed = time.monotonic()
-        load.wait_for(lambda answers: replicas(answers) - old, PATIENCE)
+        load.wait_for(lambda answers: replicas(answers) - old)
         back = time.monotonic()
-        load.wait_for(lambda answers: len(replicas(answers, since=back)) == 2, PATIENCE)
+        load.wait_for(lambda answers: len(replicas(answers, since=back)) == 2)
     errors = [answer for answer in load.answers if answer.error is not None]
     flying = [answer for answer in load.answers if answer.start < killed < answer.end]
     for answer in errors:
@@ -212,10 +212,10 @@ def replicas(answers: list[Answer], since: float = 0) -> set[str | None]:
 
 def test_stops(service: Service, client: openai.OpenAI) -> None:
     """SIGTERM lets a running request end, and leaves no process."""
+    begun = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        last = pool.submit(ask, client, 0, stream=True, tokens=450)
-        time.sleep(1)
-        assert not last.done()
+        last = pool.submit(ask, client, 0, stream=True, tokens=450, begun=begun)
+        until(begun.is_set)
         status, alive = service.stop()
         print(last.result())
     assert last.result().error is None

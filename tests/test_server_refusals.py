@@ -28,6 +28,7 @@ from http_server import (
     post,
     text,
 )
+from waiting import HANG_S
 
 from adaptvis_vllm import SteeringParams
 
@@ -255,7 +256,7 @@ def test_bad_defaults_stop_the_server(
         *("--additional-config", json.dumps({"adaptvis": defaults})),
     ]
     done = subprocess.run(
-        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=240
+        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr[-3000:]

@@ -30,6 +30,7 @@ from http_server import (
     text,
 )
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import HANG_S
 
 from adaptvis_vllm.fields import SPANS
 from adaptvis_vllm.report import MODE_OFF, nothing_to_steer
@@ -42,7 +43,7 @@ DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "adaptvis.json"
 
 def samples(url: str) -> dict[tuple[Any, ...], float]:
     """(name, sorted labels) -> value of everything on /metrics."""
-    page = httpx.get(f"{url}/metrics", timeout=30)
+    page = httpx.get(f"{url}/metrics", timeout=HANG_S)
     assert page.headers["content-type"].startswith("text/plain")
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -81,7 +82,7 @@ def test_every_series_is_there_from_the_start(url: str) -> None:
 
 def test_info(url: str, client: openai.OpenAI) -> None:
     chat(client, 0, {"adaptvis_alpha": 1.5})
-    info = httpx.get(f"{url}/adaptvis", timeout=30).json()
+    info = httpx.get(f"{url}/adaptvis", timeout=HANG_S).json()
     assert info["model"] == "tiny"
     assert info["steerable"]
     assert info["defaults"]["mode"] == "adaptive"
