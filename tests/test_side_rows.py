@@ -13,6 +13,8 @@ import torch
 from engine import close, generate, make_llm, prompt, runner, sampling, scheduler, tokens
 
 from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.attention import cpu
+from adaptvis_vllm.runner import check
 
 ADAPTIVE = AdaptVis(0.3, 3.0, 0.4)
 STEP, TOKEN = 0.024, 0.00195  # seconds that a step and a token of it are charged
@@ -165,3 +167,26 @@ def last_position(engine: Any, steering: SteeringParams | None) -> torch.Tensor:
     finally:
         del sched._free_request
     return torch.stack(seen)
+
+
+def test_the_start_up_check_calls_every_kernel_that_has_to_be_compiled(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU: those of side rows, and that of a row in its place."""
+    called: list[int] = []
+    compute = cpu.kernel.steer_rows
+
+    def noted(*args: Any, **more: Any) -> None:
+        called.append(int(args[12].sum()))
+        compute(*args, **more)
+
+    monkeypatch.setattr(cpu.kernel, "steer_rows", noted)
+    worker = small.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    assert small.reset_prefix_cache()
+    differences = check.measure(worker)
+    assert set(differences) == {"an image", "text"}
+    assert set(called) == {2}
+    called.clear()
+    monkeypatch.setattr(check, "WARMED", ("cpu",))
+    assert set(check.measure(worker)) == {"an image", "text"}
+    assert set(called) == {2, 0}
