@@ -11,10 +11,10 @@ from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from adaptvis_vllm.bounds import check_completed, check_sampling
 from adaptvis_vllm.compat import refuse_config, steerable_model
 from adaptvis_vllm.fields import BadParameter, show, word
-from adaptvis_vllm.media import is_remote, reason
 from adaptvis_vllm.params import PREFIX, SteeringParams
 from adaptvis_vllm.preset import expand
 from adaptvis_vllm.serving import metrics
+from adaptvis_vllm.urls import is_remote, reason
 
 OPTION = "adaptvis"  # the key in vLLM's additional_config
 
@@ -220,10 +220,11 @@ def refuse_media(original: Callable[..., Any]) -> Callable[..., Any]:
     """
     parameter = "video_url" if "video" in original.__name__ else "image_url"
 
-    async def fetch_async(self: Any, url: str, *args: Any, **kwargs: Any) -> Any:
+    async def fetch_async(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await original(self, url, *args, **kwargs)
+            return await original(self, *args, **kwargs)
         except Exception as error:  # decoders raise what they like
+            url = args[0] if args else kwargs[parameter]
             named = f"{parameter} {url!r:.200}" if is_remote(url) else f"{parameter} {show(url)}"
             said = isinstance(error, VLLMUnprocessableEntityError)
             if said or (is_remote(url) and not isinstance(error, ValueError)):

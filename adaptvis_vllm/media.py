@@ -20,6 +20,8 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
+from adaptvis_vllm.urls import is_remote, reason
+
 if TYPE_CHECKING:
     from vllm.multimodal.media import MediaWithBytes
 
@@ -117,26 +119,6 @@ def _is_video(data: bytes) -> bool:
     video = cv2.VideoCapture(io.BytesIO(data), cv2.CAP_FFMPEG, [])  # type: ignore[call-overload]
     announced = video.get(cv2.CAP_PROP_FRAME_COUNT) if video.isOpened() else 0
     return announced > 0 and any(video.grab() for _ in range(FRAMES_MAX))
-
-
-def is_remote(source: Any) -> bool:
-    """Whether it is an http(s) URL."""
-    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
-
-
-def is_url(source: str) -> bool:
-    """Whether it is no path."""
-    return source[:5].lower() == "data:" or "://" in source
-
-
-def reason(error: Exception) -> str:
-    """Why vLLM could not load something, in a text that can be sent."""
-    if isinstance(error, TimeoutError):
-        return "it did not come in time"
-    said = str(error).partition(" (parameter=")[0] or type(error).__name__
-    if "cannot identify image file" in said:
-        return "it is no picture of a format that vLLM reads"
-    return said.encode(errors="backslashreplace").decode()[:200]
 
 
 def _converted(image: Image.Image, reader: Any) -> Image.Image:

@@ -20,8 +20,12 @@ from http_server import healthy, post, running
 from picture_hosts import PICTURE, TROUBLE, hosts
 from pictures import QUESTION, ROOT, make_pictures, on_white
 from PIL import Image
+from vllm.connections import HTTPConnection
+from vllm.exceptions import VLLMUnprocessableEntityError
+from vllm.multimodal.media import MediaConnector
 
 from adaptvis_vllm import AdaptVis
+from adaptvis_vllm.admission import Refused
 from adaptvis_vllm.batch import Settings, run
 from adaptvis_vllm.batch.openai import OpenAIFormat
 from adaptvis_vllm.evaluation.answers import answer
@@ -428,3 +432,28 @@ def test_downloads_of_rows(
     with ThreadPoolExecutor(len(bad)) as pool:
         for what, said in zip(bad, pool.map(refused, bad), strict=True):
             assert all(f"'{urls[what]}'" in sentence for sentence in said), said
+
+
+def test_videos_of_requests(
+    urls: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's chat asks its connector for them."""
+    register()
+    monkeypatch.setenv("VLLM_VIDEO_FETCH_TIMEOUT", "1")
+    monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
+
+    async def fetch(url: str) -> Any:
+        connector = MediaConnector(connection=HTTPConnection())
+        try:
+            return await connector.fetch_video_async(video_url=url, video_processor=None)
+        finally:
+            await (await connector.connection.get_async_client()).close()
+
+    frames, _ = asyncio.run(fetch(load_video(["pics/rgb.png"], folder, "video")))
+    assert len(frames) == 1
+    for what in ("/silent", "/status/500", "no host"):
+        with pytest.raises(VLLMUnprocessableEntityError, match=r"^video_url '.*cannot be loaded"):
+            asyncio.run(fetch(urls[what]))
+    for url in (urls["/text"], "data:video/mp4;base64,Pw=="):
+        with pytest.raises(Refused, match=r"^video_url "):
+            asyncio.run(fetch(url))

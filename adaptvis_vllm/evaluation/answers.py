@@ -10,9 +10,10 @@ from typing import Any
 
 from adaptvis_vllm.evaluation.left_out import Refuse, not_allowed
 from adaptvis_vllm.evaluation.question import Question, Source
-from adaptvis_vllm.media import Picture, is_remote, load_image
+from adaptvis_vllm.media import Picture, load_image
 from adaptvis_vllm.params import Off, SteeringParams
 from adaptvis_vllm.rows import output_row
+from adaptvis_vllm.urls import is_remote
 
 MAX_TOKENS = 100  # of an answer, as in the paper's code
 LOADERS = 4

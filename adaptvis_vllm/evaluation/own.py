@@ -20,8 +20,8 @@ from adaptvis_vllm.evaluation.question import (
 )
 from adaptvis_vllm.evaluation.scoring import contains
 from adaptvis_vllm.lines import BadRow, check_unicode, dumps, read_lines
-from adaptvis_vllm.media import is_url
 from adaptvis_vllm.rows import is_null, no_nulls, row_id_of, without_nulls
+from adaptvis_vllm.urls import is_url
 
 SUFFIXES = (".jsonl", ".parquet")
 FIELDS = ("id", "question", "prompt", "image", "images", "answer", "choices")
