@@ -24,6 +24,7 @@ STEERING: tuple[dict[str, Any] | None, ...] = (
     {"alpha_low": 3.0, "alpha_high": 0.3, "threshold": 0.4},
 )
 IMAGES = 20
+PICTURE = "PICTURE"
 # ADAPTVIS_TEST_ROWS: 1000 and more is the full size of all tests that have one.
 FULL = int(os.environ.get("ADAPTVIS_TEST_ROWS", "0")) >= 1000
 
@@ -51,41 +52,63 @@ def write_questions(folder: Path, rows: int) -> Path:
     return path
 
 
-def bad_rows(folder: Path) -> list[tuple[str, str]]:
-    """(line, what its reason must name), of every kind."""
+def bad_rows(folder: Path) -> list[tuple[dict[str, Any] | str, str]]:
+    """(row or line, what its reason must name), of every kind; `PICTURE` is a good picture."""
     (folder / "broken.png").write_bytes(b"not a picture")
     (folder / "short.png").write_bytes((folder / "0.png").read_bytes()[:60])
-    rows: list[tuple[dict[str, Any], str]] = [
+    asked = {"image": PICTURE, "question": "?"}
+    return [
         ({"image": "absent.png", "question": "?"}, "no such file"),
         ({"image": "broken.png", "question": "?"}, "no readable image"),
         ({"image": "short.png", "question": "?"}, "no readable image"),
+        # Refused after the picture was rendered, one by the processor, one by its length.
+        ({"image": PICTURE, "prompt": "USER: hi ASSISTANT:"}, "placeholder"),
+        ({"images": [PICTURE, "18.png", "17.png"], "question": "word " * 118}, "512"),
+        ({"images": [PICTURE] * 40, "question": "?"}, "image"),
+        # More pictures than placeholders: of two pictures one is known already.
+        ({"images": [PICTURE, "19.png"], "prompt": "USER: <image> ASSISTANT:"}, "placeholder"),
         ({"image": "http://127.0.0.1:9/x.png", "question": "?"}, "cannot be loaded"),
         ({"image": "data:image/png;base64,@@", "question": "?"}, "no readable image"),
-        ({"image": "0.png", "question": "word " * 600}, "512"),
-        ({"image": "0.png", "question": "?", "adaptvis": {"alpha": -1}}, "alpha"),
-        ({"image": "0.png", "question": "?", "adaptvis": {"alfa": 1}}, "alpha"),
-        ({"image": "0.png", "question": "?", "adaptvis": {"alpha": 2, "layers": "9"}}, "layers"),
-        ({"image": "0.png", "question": "?", "max_tokens": 0}, "max_tokens"),
-        ({"image": "0.png"}, "question"),
+        (asked | {"question": "word " * 600}, "512"),
+        (asked | {"adaptvis": {"alpha": -1}}, "alpha"),
+        (asked | {"adaptvis": {"alfa": 1}}, "alpha"),
+        (asked | {"adaptvis": {"alpha": 2, "layers": "9"}}, "layers is '9', but the model has"),
+        (asked | {"adaptvis": {"alpha_low": 0.5}}, "alpha_high is missing"),
+        (asked | {"max_tokens": 0}, "max_tokens"),
+        (asked | {"max_tokens": 2**40}, "max_tokens must be a whole number from 1 to 2147483135"),
+        (asked | {"seed": 2**63}, "seed must be a whole number from -9223372036854775808 to"),
+        (asked | {"temperature": 1, "seed": 2**64}, "to 9223372036854775807, not 184467"),
+        (asked | {"temperature": 3}, "temperature"),
+        ({"image": PICTURE}, "question"),
         ({"image": None, "question": "?"}, "image is null"),
-        ({"image": "0.png", "question": "?", "colour": 1}, "colour"),
+        (asked | {"colour": 1}, "colour"),
+        ("{not json", "not JSON"),
+        ("[1, 2]", "object"),
+        ("[" * 5000, "nested"),
+        ('{"id": "caf\udce9"}', "not UTF-8"),
+        ('{"id": ' + "9" * 5000 + "}", "digits"),
+        ('{"id": "\\ud83d", "question": "?"}', "id is no Unicode text"),
     ]
-    lines = [(json.dumps({"id": f"bad {n}"} | row), reason) for n, (row, reason) in enumerate(rows)]
-    lines += [("{not json", "not JSON"), ("[1, 2]", "object"), ("[" * 5000, "nested")]
-    lines += [('{"id": "caf\udce9"}', "not UTF-8"), ('{"id": ' + "9" * 5000 + "}", "digits")]
-    return [*lines, ('{"id": "\\ud83d", "question": "?"}', "id is no Unicode text")]
 
 
 def mixed(folder: Path, rows: int, share: float) -> tuple[Path, dict[int, str]]:
-    """A file of which `share` are bad rows; (path, row number -> what its reason names)."""
+    """A file of which `share` are bad rows; (path, row number -> what its reason names).
+
+    Every kind is there: the pictures of the first bad rows are those of good ones that follow.
+    """
     bad = bad_rows(folder)
-    chosen = random.Random(0).sample(range(rows), max(len(bad), int(rows * share)))
+    chosen = list(range(0, 3 * len(bad), 3))
+    chosen += random.Random(0).sample(
+        range(chosen[-1] + 1, rows), max(0, int(rows * share) - len(bad))
+    )
     reasons, lines = {}, []
     for number in range(rows):
         if number in chosen:
-            line, reason = bad[chosen.index(number) % len(bad)]
-            reasons[number] = reason
-            lines.append(line)
+            kind = chosen.index(number) % len(bad)
+            row, reasons[number] = bad[kind]
+            if isinstance(row, dict):
+                row = json.dumps({"id": f"bad {kind}"} | row)
+            lines.append(row.replace(PICTURE, f"{number % IMAGES}.png"))
         else:
             lines.append(json.dumps(good_row(number)))
     path = folder / "mixed.jsonl"

@@ -307,7 +307,7 @@ def test_bad_rows_and_retry(
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     monkeypatch.setenv("PYTHONWARNDEFAULTENCODING", "1")
     make_images(tmp_path)
-    path, reasons = mixed(tmp_path, 60, 0.2)
+    path, reasons = mixed(tmp_path, 90, 0.2)
     out = tmp_path / "out.jsonl"
     done = command("batch", path, "-o", out, "--workers", 0, "--model", model, *ENGINE, code=3)
     assert f"error rows   {len(reasons)}" in done.stdout

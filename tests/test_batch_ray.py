@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from batch_cases import ENGINE, finished, good_row, mixed, read, run, start, write_questions
+from batch_cases import ENGINE, finished, good_row, read, run, start, write_questions
 from waiting import HANG_S, until
 
 ROWS = int(os.environ.get("ADAPTVIS_TEST_ROWS", "300"))
@@ -120,19 +120,6 @@ def test_driver_killed(
     assert summary["this_attempt"]["rows"] <= ROWS - before
     # A job that is done is done.
     assert run(*files, *ENGINE).stdout.splitlines()[0].split() == ["rows", str(ROWS)]
-
-
-def test_bad_rows(model: Path, folder: Path, tmp_path: Path) -> None:
-    """Exactly the bad rows are error rows, each with its reason."""
-    path, reasons = mixed(folder, ROWS, 0.03)
-    out = tmp_path / "out.jsonl"
-    run("batch", path, "-o", out, "--workers", 2, "--model", model, *ENGINE, code=3)
-    rows = read(out)
-    assert len(rows) == ROWS
-    assert {n for n, row in enumerate(rows) if row["error"] is not None} == set(reasons)
-    for number, reason in reasons.items():
-        assert reason in rows[number]["error"]
-        assert rows[number]["text"] is None
 
 
 def test_dataset(model: Path, folder: Path) -> None:
