@@ -29,6 +29,7 @@ def arguments() -> dict[str, Any]:
         "span_words": one,
         "span_starts": one,
         "span_lens": one,
+        "own": one,
         "scale": 1.0,
         "packed": False,
     }
@@ -47,6 +48,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "long rows": ({"rows": torch.zeros(1, dtype=torch.int64)}, "rows must be .*int32"),
     "double alpha": ({"alpha": torch.ones(1, dtype=torch.float64)}, "alpha must be .*float32"),
     "half sinks": ({"sinks": torch.ones(HEADS, dtype=torch.bfloat16)}, "sinks must be .*float32"),
+    "own of another type": ({"own": torch.zeros(1)}, "own must be .*int32"),
+    "side rows of another type": (
+        {name: torch.zeros(1, KV_HEADS, DIM, dtype=torch.bfloat16) for name in ("key", "value")},
+        "key of side rows must be contiguous torch.float32",
+    ),
     "table strides": (
         {"block_table": torch.zeros(2, 2, dtype=torch.int32).t()},
         "block_table must be contiguous",
