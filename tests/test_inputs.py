@@ -98,12 +98,14 @@ class Echo:
     def rebuild(self) -> None: ...
 
 
-def answers(path: Path, suffix: str, engine: Echo | None = None, **settings: Any) -> list[Any]:
+def answers(
+    path: Path, suffix: str, engine: Echo | None = None, overwrite: bool = False, **settings: Any
+) -> list[Any]:
     """Output rows of a job on `path`; it must be readable, and complete when it goes on."""
     out = path.with_name(f"out-{path.stem}{suffix}")
     engine = engine or Echo(path.parent)
     options = Settings({}, 0, stub=engine, **settings)
-    run(path, out, options)
+    run(path, out, options, overwrite=overwrite)
     run(path, out, options, resume=True)
     assert engine.starts == 1
     strict(out.with_name(out.name + ".summary.json").read_bytes())
@@ -349,8 +351,10 @@ def test_output_is_strict_json(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"id": 1, "question": "?"}')
     for suffix in (".jsonl", ".parquet"):
-        (row,) = answers(path, suffix, Echo(tmp_path, "a\udce9", float("nan")), logprobs=1)
-        assert row["text"] == "a\\udce9"
+        (row,) = answers(path, suffix, Echo(tmp_path, "\udce9"), logprobs=1, overwrite=True)
+        assert row["text"] == "\\udce9"
+        engine = Echo(tmp_path, "é", float("nan"))
+        (row,) = answers(path, suffix, engine, logprobs=1, overwrite=True)
         ((entry,),) = row["logprobs"]
         assert (entry["logprob"] if suffix == ".parquet" else entry[1]) is None
     step = {7: SimpleNamespace(logprob=float("-inf"), rank=1)}
