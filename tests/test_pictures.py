@@ -30,12 +30,12 @@ from adaptvis_vllm.batch import Settings, run
 from adaptvis_vllm.batch.openai import OpenAIFormat
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.lines import read_lines
 from adaptvis_vllm.media import decode_video, fetch_image, load_image, load_video, pixels
 from adaptvis_vllm.offline import RowRunner
 from adaptvis_vllm.plugin import register
 from adaptvis_vllm.reference import ReferenceModel
 from adaptvis_vllm.reference_rows import run as reference_rows
-from adaptvis_vllm.rows import read_lines
 
 MODEL = ROOT / "models" / "spatial-llava"
 STEERING = AdaptVis(0.5, 2.0, 0.9)
