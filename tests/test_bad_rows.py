@@ -15,14 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from batch_cases import ENGINE, FULL, good_row, make_images, mixed, read, run
+from batch_cases import ENGINE, FULL, IMAGES, good_row, make_images, mixed, read, run
 from engine import close, generate, make_llm, prompt, sampling, tokens
 from http_server import QUESTION, data_uri, messages, post, running
 from models.images import make_image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from adaptvis_vllm import AdaptVis, ScalingVis
+from adaptvis_vllm import AdaptVis, ScalingVis, cli
 from adaptvis_vllm.bounds import check_completed, max_tokens_max
 from adaptvis_vllm.fields import BadParameter
 
@@ -106,7 +106,7 @@ def test_generate(
     check(read(out), file[1], expected)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [2])
 def test_batch(
     workers: int,
     model: Path,
@@ -117,6 +117,64 @@ def test_batch(
     out = tmp_path / "out.jsonl"
     run("batch", file[0], "-o", out, "--workers", workers, "--model", model, *ENGINE, code=3)
     check(read(out), file[1], expected)
+
+
+def bad_questions(picture: str) -> list[tuple[dict[str, Any] | str, str]]:
+    """(row or line of own data, what its reason names)."""
+    asked = {"image": picture, "question": "Where?", "answer": "left"}
+    several = {"question": "Where?", "answer": "left"}
+    return [
+        (asked | {"prompt": "USER: Where? ASSISTANT:"}, "placeholder"),
+        (asked | {"question": "word " * 123}, "512"),
+        (several | {"images": [picture, "19.png", "18.png", "17.png"]}, "At most 3 image"),
+        (several | {"images": [picture, "19.png"], "prompt": "<image>?"}, "placeholder"),
+        (asked | {"question": "word " * 600}, "512"),
+        (asked | {"image": "absent.png"}, "no such file"),
+        (asked | {"image": "broken.png"}, "no readable image"),
+        (asked | {"image": "short.png"}, "no readable image"),
+        (asked | {"image": "http://127.0.0.1:9/x.png"}, "image"),
+        (asked | {"image": "data:image/png;base64,@@"}, "image"),
+        (asked | {"image": None}, "image is null"),
+        (asked | {"question": 3}, "question must be"),
+        (asked | {"answer": None}, "answer must be"),
+        (asked | {"choices": [1]}, "choices must be"),
+        ("{not json", "not JSON"),
+        ("[1, 2]", "object"),
+    ]
+
+
+def test_eval(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own data: the figures and answers are those of the good questions alone."""
+    monkeypatch.setattr("adaptvis_vllm.evaluation.command.make_llm", lambda args: engine)
+    kinds = bad_questions("")
+    count = ROWS // 10 if FULL else len(kinds)
+    clean, lines, reasons = [], [], []
+    for number in range(ROWS):
+        picture = f"{number % IMAGES}.png"
+        row = {"id": number, "image": picture, "question": f"Where? {number}", "answer": "on"}
+        if number % 3 == 0 and len(reasons) < count:
+            bad, reason = bad_questions(picture)[len(reasons) % len(kinds)]
+            bad = bad if isinstance(bad, str) else json.dumps({"id": f"bad {number}"} | bad)
+            lines.append(bad)
+            reasons.append(reason)
+        else:
+            lines.append(json.dumps(row))
+            clean.append(lines[-1])
+    found = []
+    for name, written, code in (("clean", clean, 0), ("questions", lines, 3)):
+        (folder / f"{name}.jsonl").write_text("\n".join(written))
+        engine.llm_engine.reset_mm_cache()
+        out = folder / f"{name}.json"
+        words = ("--data", folder / f"{name}.jsonl", "--model", "tiny", "-o", out)
+        words += ("--alpha", 3, "--max-tokens", 3)
+        assert cli.main(["eval", *map(str, words)]) == code
+        found.append(json.loads(out.read_text()))
+    assert found[1]["answers"] == found[0]["answers"]
+    assert len(found[1]["answers"]) == ROWS - count
+    told = [error["error"] for error in found[1]["errors"]]
+    assert len(told) == count
+    assert all(any(reason in one for one in told) for reason in reasons)
+    print(f"{ROWS - count} right answers, {count} rows left out")
 
 
 # ---- a server -------------------------------------------------------------------------
@@ -133,6 +191,7 @@ def refused_bodies(number: int) -> list[dict[str, Any]]:
     return [
         pictures("data:image/png;base64,AAAA"),
         pictures(uri, uri[:200]),
+        pictures(uri, "http://127.0.0.1:9/x.png"),
         pictures(uri, uri, uri, uri),
         pictures(uri, text="word " * 600),
         pictures(uri, text="word " * 123),
