@@ -5,12 +5,14 @@
 #                                   step, and gpu-summary.txt with its exit status and seconds
 #
 # ADAPTVIS: the command, default "adaptvis". MINUTES: in all, default 14; a step that would begin
-# later is left out. PARTS: of "right cost more", default all. DRY=1: the same steps on a CPU, small, to see that they run.
+# later is left out. PARTS: of "right cost more", default all. DRY=1: the same steps on a CPU, small
+# and without limits of time, to see that they run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${1:-out/gpu}
 adaptvis=${ADAPTVIS:-adaptvis}
+[ "${DRY:-0}" = 1 ] && MINUTES=600
 until=$((SECONDS + ${MINUTES:-14} * 60))
 mkdir -p "$folder"
 summary=$folder/gpu-summary.txt
@@ -26,6 +28,7 @@ step() {
         echo "$name: left out, no time" | tee -a "$summary"
         return
     fi
+    [ "${DRY:-0}" = 1 ] && limit=36000
     ((until - SECONDS >= limit)) || limit=$((until - SECONDS))
     timeout -k 10 "$limit" "$@" >"$folder/gpu-$name.log" 2>&1 || status=$?
     echo "$name: exit $status after $((SECONDS - started)) s" | tee -a "$summary"
