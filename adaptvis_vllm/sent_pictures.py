@@ -119,10 +119,10 @@ class SentPictures(LruKeyReplicatedSenderCache):
 def count_handovers(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `processor_cache_from_config`, as the renderer uses it."""
 
-    def processor_cache_from_config(config: Any) -> Any:
-        cache = original(config)
+    def processor_cache_from_config(vllm_config: Any) -> Any:
+        cache = original(vllm_config)
         if type(cache) is LruKeyReplicatedSenderCache:
-            return SentPictures(config.model_config)
+            return SentPictures(vllm_config.model_config)
         return cache
 
     return processor_cache_from_config

@@ -13,9 +13,12 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import io
+import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FunctionType
 
@@ -226,8 +229,12 @@ def _defined(tree: ast.Module) -> Iterator[str]:
 
 
 def attributes_of_others() -> set[str]:
-    """Those of Python's, torch's, numpy's and pydantic's objects. RuntimeError without these."""
+    """Those of Python's, torch's, numpy's, pydantic's and msgspec's objects.
+
+    RuntimeError without these.
+    """
     try:
+        import msgspec
         import numpy
         import pydantic
         import torch
@@ -237,6 +244,7 @@ def attributes_of_others() -> set[str]:
             "which is not installed"
         ) from error
     kinds: list[type] = [torch.Tensor, numpy.ndarray, pydantic.BaseModel]
-    kinds += [Path, argparse.Namespace, FunctionType]
+    kinds += [Path, argparse.Namespace, FunctionType, datetime, io.BufferedReader]
     kinds += [kind for kind in vars(builtins).values() if isinstance(kind, type)]
-    return {name for kind in kinds for name in dir(kind)}
+    instances = [json.JSONDecodeError("", "", 0), msgspec.defstruct("Struct", ())()]
+    return {name for one in (*kinds, *instances) for name in dir(one)}

@@ -33,7 +33,9 @@ from adaptvis_vllm.batch.job import Job, job_folder
 from adaptvis_vllm.batch.parts import DONE, ERROR, MISSING, Parts, PartWriter
 from adaptvis_vllm.batch.progress import Progress
 from adaptvis_vllm.batch.stream import Answer
+from adaptvis_vllm.batch.summary import REASONS
 from adaptvis_vllm.rows import parse_row
+from adaptvis_vllm.runner.check import NAME
 
 ROWS = 40
 
@@ -318,7 +320,10 @@ def test_bad_rows_and_retry(
     assert {n for n, row in enumerate(first) if row["error"]} == set(reasons)
     assert all(reason in first[n]["error"] for n, reason in reasons.items())
     summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
-    assert sum(summary["reasons"].values()) == summary["errors"] == len(reasons)
+    assert summary["errors"] == len(reasons)
+    counts = list(summary["reasons"].values())  # the commonest
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == REASONS or sum(counts) == len(reasons)
 
     out.unlink()  # the same in this process, to go on from
     run(path, out, settings, overwrite=True)
@@ -387,8 +392,12 @@ def test_steps_after_a_failed_one(
         steps += 1
         return step(self)
 
+    raised = False
+
     def once(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-        if steps == 120:
+        nonlocal raised
+        if steps == 120 and not raised:  # the engine that follows must start
+            raised = True
             raise FloatingPointError("once")
         return execute(self, scheduled, *args, **kwargs)
 
@@ -431,8 +440,11 @@ def test_sick_engine(
     monkeypatch.setattr("adaptvis_vllm.batch.search.SICK", 2)
     settings = Settings(settings.engine | {"max_num_seqs": 2}, workers=0)
     with monkeypatch.context() as patched:
+        execute = GPUModelRunner.execute_model
 
-        def execute_model(*_: Any, **__: Any) -> Any:
+        def execute_model(self: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+            if {*scheduled.num_scheduled_tokens} <= {NAME}:  # it still starts
+                return execute(self, scheduled, *args, **kwargs)
             raise OSError("the device fell off")
 
         patched.setattr(GPUModelRunner, "execute_model", execute_model)

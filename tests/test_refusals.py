@@ -183,6 +183,6 @@ def test_a_symbol_missing_from_sources_is_named(tmp_path: Path) -> None:
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").write_text("")
     (tmp_path / "vllm" / "outputs.py").write_text("class RequestOutput: ...")
-    found = missing(tmp_path)
+    found = {line.partition("  used in ")[0] for line in missing(tmp_path)}
     assert "vllm.outputs:RequestOutput" not in found
-    assert set(found) >= {hook.target for hook in HOOKS}
+    assert found >= {hook.target for hook in HOOKS}

@@ -105,7 +105,8 @@ class VllmEngine:
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        self.llm.llm_engine.engine_core.shutdown()
+        if self.llm is not None:  # one that did not start again is not there
+            self.llm.llm_engine.engine_core.shutdown()
         self.llm = self.format = None  # type: ignore[assignment]
         gc.collect()
         cleanup_dist_env_and_memory()

@@ -57,7 +57,12 @@ def set_active_loras(original: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def _set_active_loras(
-        self: Any, prompt_mapping: Any, token_mapping: Any, requests: Any, *args: Any, **kw: Any
+        self: Any,
+        prompt_lora_mapping: Any,
+        token_lora_mapping: Any,
+        lora_requests: Any,
+        *args: Any,
+        **kw: Any,
     ) -> Any:
         steering = getattr(self, "adaptvis", None)
         kind = args[0] if args else kw.get("mapping_type")
@@ -66,15 +71,17 @@ def set_active_loras(original: Callable[..., Any]) -> Callable[..., Any]:
             def switch(plan: StepPlan | None) -> None:
                 """To a plan's side rows; with None, back to the batch alone."""
                 if plan is None:
-                    original(self, prompt_mapping, token_mapping, requests)
+                    original(self, prompt_lora_mapping, token_lora_mapping, lora_requests)
                     return
                 assert plan.base_np is not None
                 counts = [len(request.alphas) for request in plan.sides]
-                tail = [token_mapping[i] for i in plan.base_np.repeat(counts)]
-                original(self, (*prompt_mapping, *tail), (*token_mapping, *tail), requests)
+                tail = [token_lora_mapping[i] for i in plan.base_np.repeat(counts)]
+                original(
+                    self, (*prompt_lora_mapping, *tail), (*token_lora_mapping, *tail), lora_requests
+                )
 
             steering.switch_loras = switch
-        return original(self, prompt_mapping, token_mapping, requests, *args, **kw)
+        return original(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kw)
 
     return _set_active_loras
 
