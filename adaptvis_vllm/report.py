@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from adaptvis_vllm.params import SteeringParams
 
 NO_IMAGE = "no image"
@@ -50,6 +48,8 @@ class Report:
             return "given"
         if steering.alpha_low != steering.alpha_high:
             return "low" if self.alpha == steering.alpha_low else "high"
+        import numpy as np  # here: the module is imported where nothing else needs it
+
         places = steering.confidence_decimals
         compared = self.confidence if places is None else round(self.confidence, places)
         return "low" if np.float32(compared) < np.float32(steering.threshold) else "high"

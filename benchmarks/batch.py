@@ -35,6 +35,7 @@ from adaptvis_vllm.batch.inputs import decode, open_input
 from adaptvis_vllm.batch.parts import PartWriter
 from adaptvis_vllm.batch.stream import Item, Stream
 from adaptvis_vllm.bench.workers import scaling
+from adaptvis_vllm.lines import read_lines
 from adaptvis_vllm.rows import parse_row
 
 SEQS = 16
@@ -126,7 +127,7 @@ def in_process(folder: Path, engine: VllmEngine, rows: int, repeats: int) -> Non
     thread = EngineThread(lambda: engine)
     for repeat in range(repeats + 1):
         path = write_rows(folder, rows, first=repeat * rows)
-        values = [decode(line) for line in path.read_bytes().splitlines()]
+        values = list(read_lines(path))
         calls = [values[n : n + CALL_ROWS] for n in range(0, rows, CALL_ROWS)]
 
         def overlapping(calls: list[Any] = calls) -> None:
