@@ -77,28 +77,32 @@ def _check_sent(params: SamplingParams) -> None:
     """
     try:
         _round_trip(params)
-    except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
-        for name in params.__struct_fields__:
-            value = getattr(params, name)
-            if name == "extra_args" or value == getattr(_PLAIN, name):
-                continue
-            alone = copy(_PLAIN)
-            setattr(alone, name, value)
-            try:
-                _round_trip(alone)
-            except OverflowError:
-                raise BadParameter(
-                    f"{name} must hold whole numbers {_WIRE}, not {show(value)}", name
-                ) from None
-            except UnicodeEncodeError:
-                message = f"{name} must be Unicode text, not {show(value)}"
-                raise BadParameter(message, name) from None
-            except msgspec.ValidationError as error:
-                reason = str(error).partition(" - at ")[0]
-                raise BadParameter(f"{name}: {reason}, not {show(value)}", name) from None
-        raise
-    except TypeError:  # only in one process, where it is nobody's business
         return
+    except _UNSENT as error:
+        if isinstance(error, TypeError) and not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+            return  # in one process such a value does no harm
+    for name in params.__struct_fields__:
+        alone, value = copy(_PLAIN), getattr(params, name)
+        setattr(alone, name, value)
+        try:
+            if name != "extra_args":
+                _round_trip(alone)
+        except _UNSENT as error:
+            raise BadParameter(f"{name} {_reason(error)}, not {show(value)}", name) from None
+    raise BadParameter("sampling parameters that cannot be sent to the engine")
+
+
+_UNSENT = (OverflowError, UnicodeEncodeError, TypeError, msgspec.ValidationError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OverflowError):
+        return f"must hold whole numbers {_WIRE}"
+    if isinstance(error, UnicodeEncodeError):
+        return "must be Unicode text"
+    if isinstance(error, TypeError):
+        return "must be a plain value that can be sent to the engine"
+    return "must be " + str(error).partition("Expected ")[2].partition(",")[0].strip("`")
 
 
 def _round_trip(params: SamplingParams) -> None:
