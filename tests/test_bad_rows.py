@@ -25,6 +25,7 @@ from vllm.exceptions import VLLMValidationError
 from adaptvis_vllm import AdaptVis, ScalingVis, cli
 from adaptvis_vllm.bounds import check_completed, max_tokens_max
 from adaptvis_vllm.fields import BadParameter
+from adaptvis_vllm.offline import RowRunner
 
 ROWS = 300 if FULL else 90
 
@@ -46,8 +47,6 @@ def file(folder: Path) -> tuple[Path, dict[int, str]]:
 @pytest.fixture(scope="module")
 def expected(engine: Any, folder: Path, file: tuple[Path, dict[int, str]]) -> dict[int, Any]:
     """What an engine answers that is asked the good rows alone."""
-    from adaptvis_vllm.offline import RowRunner
-
     good = [number for number in range(ROWS) if number not in file[1]]
     answers = RowRunner(engine, folder).run(map(good_row, good))
     return dict(zip(good, answers, strict=True))
@@ -85,7 +84,6 @@ def test_in_process(
     engine: Any, folder: Path, file: tuple[Path, dict[int, str]], expected: dict[int, Any]
 ) -> None:
     from adaptvis_vllm.lines import read_lines
-    from adaptvis_vllm.offline import RowRunner
 
     engine.llm_engine.reset_mm_cache()
     check(list(RowRunner(engine, folder).run(read_lines(file[0]))), file[1], expected)
@@ -117,6 +115,41 @@ def test_batch(
     out = tmp_path / "out.jsonl"
     run("batch", file[0], "-o", out, "--workers", workers, "--model", model, *ENGINE, code=3)
     check(read(out), file[1], expected)
+
+
+def test_given_up_is_no_answer(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine core ends with "error" is an error row, in both formats of a batch too."""
+    from adaptvis_vllm.batch.engine import RowFormat, VllmEngine
+    from adaptvis_vllm.batch.openai import OpenAIFormat
+    from adaptvis_vllm.batch.stream import EngineFailed
+
+    step, ended = engine.llm_engine.step, []
+
+    def failing() -> list[Any]:
+        outputs = step()
+        for output in outputs:
+            if output.finished and output.request_id not in ended and not len(ended) % 2:
+                output.outputs[0].finish_reason, output.outputs[0].text = "error", ""
+                ended.append(output.request_id)
+            elif output.finished:
+                ended.append(output.request_id)
+        return outputs
+
+    monkeypatch.setattr(engine.llm_engine, "step", failing)
+    rows = list(RowRunner(engine, folder).run(good_row(n) for n in (1, 2)))
+    assert sorted(row["error"] is None for row in rows) == [False, True]
+    (given_up,) = [row for row in rows if row["error"] is not None]
+    assert "finish_reason 'error'" in given_up["error"]
+    assert given_up["text"] is None
+
+    batch = VllmEngine.__new__(VllmEngine)
+    output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error")])
+    for batch.format in (RowFormat(engine, folder, None, {}), OpenAIFormat(engine)):
+        with pytest.raises(EngineFailed, match="finish_reason 'error'") as caught:
+            batch.answer(None, output)
+        refused = batch.refuse({"id": 1, "custom_id": "1"}, caught.value)
+        assert "finish_reason 'error'" in (refused.error or "")
+    assert refused.row["response"]["status_code"] == 500
 
 
 def bad_questions(picture: str) -> list[tuple[dict[str, Any] | str, str]]:

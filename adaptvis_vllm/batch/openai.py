@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import (
@@ -190,7 +191,8 @@ class OpenAIFormat:
         if isinstance(error, Unsupported):
             return Answer(self._row(custom_id, 400, None, str(error)), error=str(error))
         if isinstance(error, EngineFailed):
-            answer = create_error_response(str(error), "InternalServerError", 500)  # type: ignore[arg-type]
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            answer = create_error_response(str(error), "InternalServerError", status)
         else:
             # vLLM calls a plain ValueError a server's fault; here the row is at fault.
             known = type(error).__module__.startswith(("vllm.", "adaptvis_vllm."))
