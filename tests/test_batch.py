@@ -325,9 +325,9 @@ def test_bad_rows_and_retry(
     assert all(reason in first[n]["error"] for n, reason in reasons.items())
     summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
     assert summary["errors"] == len(reasons)
-    counts = list(summary["reasons"].values())  # the commonest
-    assert counts == sorted(counts, reverse=True)
-    assert len(counts) == REASONS or sum(counts) == len(reasons)
+    assert sum(summary["reasons"].values()) == len(reasons)  # the commonest, and others
+    assert len(summary["reasons"]) == REASONS
+    assert "other" in summary["reasons"]
 
     out.unlink()  # the same in this process, to go on from
     run(path, out, settings, overwrite=True)
