@@ -197,10 +197,15 @@ def _file_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_files(args: argparse.Namespace) -> None:
+    from adaptvis_vllm.options import check_apart
+
     if not args.input.is_file():
         raise ValueError(f"--input: no such file {args.input}")
+    if args.input.suffix.lower() == ".parquet":
+        raise ValueError("--input must be JSONL; `adaptvis batch` reads Parquet")
     if not args.output.parent.is_dir():
         raise ValueError(f"--output: no such folder {args.output.parent}")
+    check_apart(args.output, args.input)
 
 
 def _write(args: argparse.Namespace, rows: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.compilation import SWITCHES, settle
@@ -32,6 +33,13 @@ _HELP = {
     "confidence_decimals": "default: no rounding",
     "span": f"{', '.join(SPANS)}; default embeddings",
 }
+
+
+def check_apart(output: Path, *inputs: Path) -> None:
+    """ValueError if writing the output would replace an input."""
+    for path in inputs:
+        if path.exists() and output.exists() and output.samefile(path):
+            raise ValueError(f"the output {output} is the input")
 
 
 def engine_parser(prog: str, description: str) -> Any:

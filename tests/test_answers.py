@@ -400,6 +400,7 @@ def test_bad_rows_are_refused_in_a_sentence(
         (["--save-answers", "a.csv"], "--save-answers: a.csv must end in .jsonl"),
         (["--save-answers", "no/a.jsonl"], "--save-answers: no such folder no"),
         (["--test-answers", "SAME"], "holds the question q0, which run.jsonl holds too"),
+        (["--test-answers", "SAME", "--save-answers", "SAME"], "is the input"),
     ],
 )
 def test_bad_options_are_refused(

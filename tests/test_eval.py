@@ -269,6 +269,7 @@ def test_page_escapes_and_is_self_contained() -> None:
         (["--data", "DATA/mine/own.jsonl", "--alpha", "0"], "alpha must be a number greater"),
         (["--data", "DATA/mine/own.jsonl", "--scorer", "contained"], "--scorer must be one of"),
         (["--data", "DATA/mine/own.jsonl", "-o", "no/x.json"], "--output: no such folder no"),
+        (["--data", "DATA/mine/own.jsonl", "-o", "DATA/mine/own.jsonl"], "is the input"),
         (["--data", "DATA/lost.jsonl"], "question 1: image: no such file"),
         (["--data", "DATA/val2017/000000000139.jpg"], "must end in .jsonl or .parquet"),
     ],

@@ -19,7 +19,9 @@ import pytest
 from models.images import make_image
 from PIL import Image
 
+from adaptvis_vllm import cli
 from adaptvis_vllm.batch import Settings, run
+from adaptvis_vllm.batch.actor import DatasetActor
 from adaptvis_vllm.batch.folder import endings
 from adaptvis_vllm.batch.inputs import decode, merged, open_input
 from adaptvis_vllm.batch.job import job_folder
@@ -213,6 +215,23 @@ def test_utf16_with_half_a_character(folder: Path) -> None:
     path.write_bytes(text.encode("utf-16", "surrogatepass"))  # another input
     with pytest.raises(ValueError, match="belongs to another job"):
         run(path, folder / "out-in.jsonl", Settings({}, 0, stub=Echo(folder)), resume=True)
+
+
+def test_files_that_generate_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "in.jsonl"
+    path.write_bytes(line(1))
+    shutil.copy(path, folder / "in.parquet")
+    for source, output, message in (
+        (path, path, "is the input"),
+        (path, folder / "sub/../in.jsonl", "is the input"),
+        (folder / "in.parquet", folder / "out.jsonl", "must be JSONL; `adaptvis batch` reads Parq"),
+    ):
+        (folder / "sub").mkdir(exist_ok=True)
+        words = ["--model", "none", "--input", str(source), "--output", str(output)]
+        for name in ("generate", "reference"):
+            assert cli.main([name, *words]) == 1
+            assert message in capsys.readouterr().err
+    assert path.read_bytes() == line(1)
 
 
 # ---- ids -----------------------------------------------------------------------------
@@ -570,6 +589,28 @@ def test_folder(folder: Path) -> None:
     }
     again = open_input(pictures, job_folder(out) / "listing.jsonl")
     assert again.skipped["hidden"][1][:2] == ["._a.png", ".h.png"]
+
+
+def test_dataset(folder: Path) -> None:
+    """Rows of a user's Ray dataset: the same ids, nulls and bad rows."""
+    table = pa.table(
+        {
+            "id": pa.array([DAY, DAY, None]),
+            "image": ["0.png", None, "1.png"],
+            "question": ["?", "?", "?"],
+            "max_tokens": [3.0, None, None],
+            "label": ["a", "b", "c"],
+        }
+    )
+    actor = DatasetActor(Echo(folder), "rows", False, ("label",))
+    try:
+        rows = actor(table).to_pylist()
+    finally:
+        actor.engine.close()
+    assert [row["id"] for row in rows] == ["2024-01-02", "2024-01-02", None]
+    assert [row["label"] for row in rows] == ["a", "b", "c"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert "image is null" in rows[1]["error"]
 
 
 def test_folder_without_pictures(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from adaptvis_vllm.batch import outputs
 from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import Input, open_input
 from adaptvis_vllm.batch.parts import SUFFIX, Parts
+from adaptvis_vllm.options import check_apart
 
 # Settings that may differ between the attempts of one job.
 FREE = ("workers", "ray_address", "cpus", "gpus")
@@ -133,6 +134,7 @@ def open_job(
         raise ValueError(f"the output must end in .jsonl or .parquet, not {output.name!r}")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"no such folder: {output.absolute().parent}")
+    check_apart(output, path)
     folder = job_folder(output)
     with _locked(output):
         if overwrite:

@@ -24,7 +24,7 @@ def summarize(job: Job, seconds: float, rows: int, tokens: int) -> dict[str, Any
         "rows": job.source.total,
         "answered": job.source.total - parts.errors,
         "errors": parts.errors,
-        "reasons": dict(reasons(job).most_common(REASONS)),
+        "reasons": most_common(reasons(job)),
         "skipped": {why: count for why, (count, _) in job.source.skipped.items()},
         "tokens": parts.tokens,
         "low": parts.branches["low"],
@@ -50,6 +50,14 @@ def reasons(job: Job) -> Counter[str]:
         kind = re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "…", str(error)))[:120]
         counts[kind if kind in counts or len(counts) < KINDS_KEPT else "other"] += 1
     return counts
+
+
+def most_common(counts: Counter[str]) -> dict[str, int]:
+    """At most `REASONS`; the rest is the last of them, "other"."""
+    if len(counts) <= REASONS:
+        return dict(counts.most_common())
+    shown = dict(counts.most_common(REASONS - 1))
+    return shown | {"other": shown.get("other", 0) + counts.total() - sum(shown.values())}
 
 
 def text(summary: dict[str, Any]) -> str:

@@ -12,7 +12,13 @@ from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
 from adaptvis_vllm.evaluation.question import Question
 from adaptvis_vllm.evaluation.scoring import check_scorer
 from adaptvis_vllm.lines import dumps
-from adaptvis_vllm.options import engine_options, engine_parser, make_llm, steering_options
+from adaptvis_vllm.options import (
+    check_apart,
+    engine_options,
+    engine_parser,
+    make_llm,
+    steering_options,
+)
 
 
 def main(argv: Sequence[str], doc: str) -> int:
@@ -74,6 +80,8 @@ def _output(args: Namespace, name: str, split: str) -> Path:
         raise ValueError(f"--output: no such folder {output.parent}")
     if output.suffix == ".html":
         raise ValueError(f"--output: {output} names the JSON file; the page is put beside it")
+    read = [word.partition("=")[2] for word in args.answers or ()]
+    check_apart(output, *map(Path, [*read, *filter(None, [args.data, args.questions])]))
     return output
 
 

@@ -13,7 +13,7 @@ from adaptvis_vllm.evaluation.left_out import LeftOut, status
 from adaptvis_vllm.evaluation.question import Benchmark, Question
 from adaptvis_vllm.fields import SPANS
 from adaptvis_vllm.lines import dumps
-from adaptvis_vllm.options import engine_options, engine_parser, make_llm
+from adaptvis_vllm.options import check_apart, engine_options, engine_parser, make_llm
 from adaptvis_vllm.params import ScalingVis
 from adaptvis_vllm.preset import write_preset
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str], doc: str) -> int:
     need("jinja2", "matplotlib")
     if args.save_answers:
         answered.check_output(args.save_answers, "--save-answers")
+        given = [args.data, *(args.answers or ()), *(args.test_answers or ())]
+        check_apart(args.save_answers, *map(Path, filter(None, given)))
     folder = args.output
     if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"--output: {folder} must be a folder, new or not, in one that exists")
