@@ -367,6 +367,27 @@ def test_a_host_that_does_not_answer_is_the_requests_fault(
     assert healthy(server)
 
 
+def test_other_routes_say_so_too(server: str, urls: dict[str, str]) -> None:
+    url = urls["no host"]
+    source = {"type": "url", "url": url}
+    parts: dict[str, list[Any]] = {
+        "/v1/responses": [{"type": "input_image", "image_url": url}],
+        "/v1/messages": [{"type": "image", "source": source}],
+    }
+    bodies: dict[str, dict[str, Any]] = {
+        "/adaptvis/sweep": {"question": QUESTION, "image": url, "alphas": [2.0]},
+        "/v1/responses": {"input": [{"role": "user", "content": parts["/v1/responses"]}]},
+        "/v1/messages": {"messages": [{"role": "user", "content": parts["/v1/messages"]}]},
+        "/tokenize": {"messages": chat(url, "tiny")["messages"]},
+    }
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        more = {"model": "tiny", "max_tokens": 2}
+        given = pool.map(lambda path: post(server, path, more | bodies[path]), bodies)
+    for path, answered in zip(bodies, given, strict=True):
+        assert answered.status_code == 422, (path, answered.text)
+        assert url in answered.text
+
+
 @pytest.mark.parametrize(
     "url",
     [
