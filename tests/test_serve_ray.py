@@ -22,8 +22,8 @@ import pytest
 from engine import close, generate, make_llm, prompt, sampling
 from http_server import QUESTION, assert_refused, environment, free_port, post, serve_command
 from prometheus_client.parser import text_string_to_metric_families
+from readme import MODEL, ROOT, URL, run, snippet
 from serve_load import PICTURES, TOKENS, Answer, Load, ask
-from test_readme import MODEL, run, snippet
 from waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis
@@ -165,9 +165,11 @@ def test_a_picture_stays_with_a_replica(
     assert all(len(replicas) == 1 for replicas in homes.values())
 
 
-def test_the_readmes_client(service: Service) -> None:
-    url = service.url.removesuffix("/v1")
-    assert "'steered': True" in run("python", snippet("python", "import base64"), url)
+def test_the_readmes_client(service: Service, tmp_path: Path) -> None:
+    program = snippet("python", "import base64").replace(MODEL, "tiny")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    done = run(program.replace(URL, service.url.removesuffix("/v1")), tmp_path, "python")
+    assert "'steered': True" in done.stdout, done.stderr
 
 
 def test_bad_parameters_are_vllms_400(service: Service, client: openai.OpenAI) -> None:
