@@ -304,11 +304,12 @@ def test_bad_input_is_refused_before_an_engine_starts(
 
 def test_missing_picture_and_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_questions(tmp_path, "validation", 2)
-    (tmp_path / "validation-1.png").unlink()
+    for n in range(2):
+        (tmp_path / f"validation-{n}.png").unlink()
     data = ["--data", str(tmp_path), "--output", str(tmp_path / "out")]
     assert cli.main(["calibrate", *data]) == 1
     assert "--model is needed" in capsys.readouterr().err
-    assert cli.main(["calibrate", *data, "--model", "none"]) == 1
+    assert cli.main(["calibrate", *data, "--model", "none"]) == 1  # pictures come before models
     assert "question validation-1: image: no such file" in capsys.readouterr().err
 
 
