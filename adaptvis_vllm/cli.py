@@ -63,16 +63,16 @@ def doctor(argv: Sequence[str]) -> int:
     if others or args.image:
         parser.error(f"without --model: {' '.join(others) or '--image'}")
     if args.sources is not None:
-        from adaptvis_vllm.sources import missing
+        from adaptvis_vllm.doctor.sources import missing
 
         absent = missing(args.sources)
         print("\n".join(f"MISSING  {target}" for target in absent) or "every symbol is there")
         return 1 if absent else 0
     if args.kernels:
-        from adaptvis_vllm.kernels import aot
+        from adaptvis_vllm.kernels.aot import compile as aot
 
         return aot.main(["--models"])
-    from adaptvis_vllm.doctor import report
+    from adaptvis_vllm.doctor.environment import report
 
     text, works = report()
     print(text)
@@ -84,7 +84,7 @@ def _doctor_model(model: str, image: Path | None, options: Sequence[str]) -> int
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from adaptvis_vllm.doctor_model import report
+    from adaptvis_vllm.doctor.model import report
 
     parser = FlexibleArgumentParser(prog="adaptvis doctor --model")
     EngineArgs.add_cli_args(parser)
@@ -104,7 +104,7 @@ def generate(argv: Sequence[str]) -> int:
     if chosen is not None and chosen not in ("v1", "v2"):
         argv, chosen = [*argv, "--runner", chosen], None
     if chosen == "v2" and not _has_gpu():
-        from adaptvis_vllm.runner import interpreted
+        from adaptvis_vllm.engine.runner import interpreted
 
         interpreted.enable()
         print("runner v2 on a CPU: Triton's interpreter, slow, for checking", file=sys.stderr)
@@ -123,8 +123,8 @@ def generate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     _check_files(args)
 
-    from adaptvis_vllm.lines import read_lines
-    from adaptvis_vllm.offline import RowRunner
+    from adaptvis_vllm.files.lines import read_lines
+    from adaptvis_vllm.offline.runner import RowRunner
 
     runner = RowRunner(make_llm(args), args.input.parent, args.logprobs)
     return _write(args, runner.run(read_lines(args.input)))
@@ -140,9 +140,9 @@ def reference(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     _check_files(args)
 
-    from adaptvis_vllm.lines import read_lines
-    from adaptvis_vllm.reference import ReferenceModel
-    from adaptvis_vllm.reference_rows import run
+    from adaptvis_vllm.files.lines import read_lines
+    from adaptvis_vllm.reference.model import ReferenceModel
+    from adaptvis_vllm.reference.rows import run
 
     model = ReferenceModel(args.model, dtype=args.dtype, device=args.device)
     return _write(args, run(model, read_lines(args.input), args.input.parent, args.logprobs))
@@ -212,7 +212,7 @@ def _write(args: argparse.Namespace, rows: Any) -> int:
     """Write rows as they come, with a progress bar; 0, or 3 if some are error rows."""
     from tqdm import tqdm
 
-    from adaptvis_vllm.lines import dumps, lines_of
+    from adaptvis_vllm.files.lines import dumps, lines_of
 
     total = sum(1 for _ in lines_of(args.input))
     errors = 0

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.compilation import SWITCHES, settle
-from adaptvis_vllm.fields import CONFIDENCES, MODES, PRESETS, SPANS
-from adaptvis_vllm.params import SteeringParams
-from adaptvis_vllm.preset import expand
+from adaptvis_vllm.engine.compilation import SWITCHES, settle
+from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
+from adaptvis_vllm.steering.params import SteeringParams
+from adaptvis_vllm.steering.preset import expand
 
 STEERING = (
     "mode",
@@ -73,7 +73,7 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
-    from adaptvis_vllm.offline import cache_bytes
+    from adaptvis_vllm.offline.runner import cache_bytes
 
     values = {
         **settled,
@@ -127,7 +127,7 @@ def steered_config(additional_config: Any, given: Mapping[str, Any]) -> dict[str
 
     given: fields without prefix. ValueError for a wrong one, and where both have some.
     """
-    from adaptvis_vllm.admission import OPTION
+    from adaptvis_vllm.engine.admission import OPTION
 
     config = dict(additional_config or {})
     if given and config.get(OPTION) is not None:

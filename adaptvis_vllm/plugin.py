@@ -36,21 +36,29 @@ _BEAMS = "generate.beam_search."
 
 HOOKS: tuple[Hook, ...] = (
     # Front end
-    Hook(_INPUT + "__init__", "admission:check_engine", "defaults and configuration at start-up"),
-    Hook(_INPUT + "_validate_params", "admission:check_request", "refuse bad parameters"),
-    Hook(_INPUT + "process_inputs", "admission:complete_request", "merge defaults"),
+    Hook(
+        _INPUT + "__init__",
+        "engine.admission:check_engine",
+        "defaults and configuration at start-up",
+    ),
+    Hook(_INPUT + "_validate_params", "engine.admission:check_request", "refuse bad parameters"),
+    Hook(_INPUT + "process_inputs", "engine.admission:complete_request", "merge defaults"),
     Hook(
         "vllm.entrypoints.common.offline:OfflineInferenceMixin._params_to_seq",
-        "admission:check_before_rendering",
+        "engine.admission:check_before_rendering",
         "refuse bad parameters before pictures are rendered",
     ),
     Hook(
         "vllm.v1.engine.async_llm:AsyncLLM.generate",
-        "admission:check_early",
+        "engine.admission:check_early",
         "refuse bad parameters before a stream begins",
     ),
     *(
-        Hook(target, "admission:check_body", "refuse bad parameters before pictures are rendered")
+        Hook(
+            target,
+            "engine.admission:check_body",
+            "refuse bad parameters before pictures are rendered",
+        )
         for target in (
             _CHAT + "create_chat_completion",
             _COMPLETION + "create_completion",
@@ -59,33 +67,37 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "vllm.renderers.base:BaseRenderer._process_multimodal",
-        "admission:refuse_placeholders",
+        "engine.admission:refuse_placeholders",
         "HTTP 400 for a picture without a placeholder",
     ),
     Hook(
         "vllm.renderers.base:processor_cache_from_config",
-        "sent_pictures:count_handovers",
+        "engine.sent_pictures:count_handovers",
         "a refused request's pictures do not count as sent",
     ),
     *(
-        Hook(f"vllm.v1.engine.{target}.__init__", "sent_pictures:connect", "the same")
+        Hook(f"vllm.v1.engine.{target}.__init__", "engine.sent_pictures:connect", "the same")
         for target in ("llm_engine:LLMEngine", "async_llm:AsyncLLM")
     ),
     Hook(
         "vllm.v1.engine.output_processor:OutputProcessor.add_request",
-        "sent_pictures:hand_over",
+        "engine.sent_pictures:hand_over",
         "the same: now they count",
     ),
     *(
         Hook(
             f"vllm.multimodal.media.connector:MediaConnector.{fetch}",
-            "admission:refuse_media",
+            "engine.admission:refuse_media",
             "HTTP 4xx for files that a request names and that cannot be had",
         )
         for fetch in ("fetch_image_async", "fetch_video_async")
     ),
     *(
-        Hook(f"vllm.entrypoints.{target}", f"admission:{wrapper}", "beam search is never steered")
+        Hook(
+            f"vllm.entrypoints.{target}",
+            f"engine.admission:{wrapper}",
+            "beam search is never steered",
+        )
         for target, wrapper in (
             (_BEAMS + "online:BeamSearchOnlineMixin.beam_search", "refuse_beam_search"),
             (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
@@ -110,82 +122,88 @@ HOOKS: tuple[Hook, ...] = (
     # Engine core
     Hook(
         "vllm.config.vllm:VllmConfig._set_compile_ranges",
-        "scheduling:make_room",
+        "engine.scheduling:make_room",
         "room for side rows beside a full step",
     ),
-    Hook(_SCHEDULER + "__init__", "scheduling:keep_budget", "full steps are as full as before"),
+    Hook(
+        _SCHEDULER + "__init__", "engine.scheduling:keep_budget", "full steps are as full as before"
+    ),
     Hook(
         _SCHEDULER + "update_from_output",
-        "scheduling:exchange_results",
+        "engine.scheduling:exchange_results",
         "confidence and alpha in, report out",
     ),
     Hook(
         "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys",
-        "scheduling:key_steered_blocks",
+        "engine.scheduling:key_steered_blocks",
         "steered blocks are nobody else's (used by the block hasher)",
     ),
     Hook(
         "vllm.v1.core.block_pool:generate_block_hash_extra_keys",
-        "scheduling:key_steered_blocks",
+        "engine.scheduling:key_steered_blocks",
         "the same for KV cache events, which import it by name",
     ),
     Hook(
         "vllm.v1.executor.abstract:Executor.get_class",
-        "serving.cluster.ray_cpu:executor_class",
+        "cluster.cpu_ranks:executor_class",
         "Ray executor on a CPU",
     ),
     # Worker
     Hook(
         "vllm.v1.worker.utils:AttentionGroup.build_metadata",
-        "attention.wrap:keep_block_table",
+        "engine.attention.wrap:keep_block_table",
         "FlashInfer's metadata lacks the block table",
     ),
     Hook(
         "vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model",
-        "runner.check:check_side_rows",
+        "engine.runner.check:check_side_rows",
         "a model that does not compute side rows like others is refused",
     ),
     Hook(
         "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
-        "runner.check:check_side_rows",
+        "engine.runner.check:check_side_rows",
         "the same on a CPU",
     ),
     # Worker, Model Runner V1
-    Hook(_V1 + "initialize_kv_cache", "runner.v1:initialize_kv_cache", "wrap attention layers"),
-    Hook(_V1 + "execute_model", "runner.v1:execute_model", "plan the step"),
+    Hook(
+        _V1 + "initialize_kv_cache", "engine.runner.v1:initialize_kv_cache", "wrap attention layers"
+    ),
+    Hook(_V1 + "execute_model", "engine.runner.v1:execute_model", "plan the step"),
     Hook(
         "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher.dispatch",
-        "runner.v1:graph_dispatch",
+        "engine.runner.v1:graph_dispatch",
         "a step with a steered row leaves FULL CUDA graphs",
     ),
-    Hook(_V1 + "_prepare_inputs", "runner.v1:prepare_inputs", "rows of the batch"),
+    Hook(_V1 + "_prepare_inputs", "engine.runner.v1:prepare_inputs", "rows of the batch"),
     Hook(
         _V1 + "_determine_batch_execution_and_padding",
-        "runner.v1:determine_padding",
+        "engine.runner.v1:determine_padding",
         "side rows are padding to everybody else",
     ),
-    Hook(_V1 + "_model_forward", "runner.v1:model_forward", "side rows in, chosen ones out"),
-    Hook(_V1 + "sample_tokens", "runner.v1:sample_tokens", "send the results"),
+    Hook(_V1 + "_model_forward", "engine.runner.v1:model_forward", "side rows in, chosen ones out"),
+    Hook(_V1 + "sample_tokens", "engine.runner.v1:sample_tokens", "send the results"),
     Hook(
         "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
-        "runner.v1:set_active_loras",
+        "engine.runner.v1:set_active_loras",
         "side rows have their request's adapter (both runners)",
     ),
     # Worker, Model Runner V2
-    Hook(_V2 + "initialize_kv_cache", "runner.v2:initialize_kv_cache", "wrap attention layers"),
-    Hook(_V2 + "execute_model", "runner.v2:execute_model", "plan the step"),
+    Hook(
+        _V2 + "initialize_kv_cache", "engine.runner.v2:initialize_kv_cache", "wrap attention layers"
+    ),
+    Hook(_V2 + "execute_model", "engine.runner.v2:execute_model", "plan the step"),
     Hook(
         "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager.dispatch",
-        "runner.v2:graph_dispatch",
+        "engine.runner.v2:graph_dispatch",
         "a step with a steered row leaves FULL CUDA graphs",
     ),
     Hook(
         "vllm.v1.worker.gpu.model_runner:dispatch_cg_and_sync_dp",
-        "runner.v2:choose_graph",
+        "engine.runner.v2:choose_graph",
         "side rows are padding to everybody else",
     ),
-    Hook(_V2 + "prepare_attn", "runner.v2:prepare_attn", "rows of the batch"),
-    Hook(_V2 + "sample_tokens", "runner.v2:sample_tokens", "send the results"),
+    Hook(_V2 + "prepare_attn", "engine.runner.v2:prepare_attn", "rows of the batch"),
+    Hook(_V2 + "sample_tokens", "engine.runner.v2:sample_tokens", "send the results"),
 )
 
 _installed = False
@@ -201,7 +219,7 @@ def register() -> None:
     _torchvision.ensure()
     import vllm
 
-    from adaptvis_vllm.compat import refuse_version
+    from adaptvis_vllm.engine.compat import refuse_version
 
     reason = refuse_version(vllm.__version__)
     if reason:
@@ -227,7 +245,7 @@ def resolve(hook: Hook) -> tuple[Any, str, Callable[..., Any]]:
             owner = getattr(owner, parent)
         return owner, name, vars(owner)[name]
     except (ImportError, AttributeError, KeyError) as error:
-        from adaptvis_vllm.compat import WITHOUT
+        from adaptvis_vllm.engine.compat import WITHOUT
 
         raise RuntimeError(
             f"adaptvis: vLLM has no {hook.target} ({hook.why}): {error}; {WITHOUT}"

@@ -26,17 +26,17 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from models.images import make_image
-from models.llava import make_llava
+from checkpoints.images import make_image
+from checkpoints.llava import make_llava
 
 from adaptvis_vllm.batch.actor import CALLS, EngineThread
-from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import decode, open_input
 from adaptvis_vllm.batch.parts import PartWriter
-from adaptvis_vllm.batch.stream import Item, Stream
 from adaptvis_vllm.bench.workers import scaling
-from adaptvis_vllm.lines import read_lines
-from adaptvis_vllm.rows import parse_row
+from adaptvis_vllm.files.lines import read_lines
+from adaptvis_vllm.offline.engine import VllmEngine
+from adaptvis_vllm.offline.schema import parse_row
+from adaptvis_vllm.offline.stream import Item, Stream
 
 SEQS = 16
 CALL_ROWS = 32

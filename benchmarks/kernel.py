@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from adaptvis_vllm.kernels import steered_attention, steered_attention_reference
-from adaptvis_vllm.kernels.cases import Case, make_timing_cases
-from adaptvis_vllm.kernels.counting import BANDWIDTH, MODELS, Model, bytes_moved, floor_us
+from adaptvis_vllm.kernels.aot.roofline import BANDWIDTH, MODELS, Model, bytes_moved, floor_us
+from adaptvis_vllm.kernels.testing import Case, make_timing_cases
 
 CONTEXTS = (128, 640, 2048, 8192, 32768)
 ROWS = (1, 4, 16, 64)

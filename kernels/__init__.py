@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .launch import steered_attention
+    from .gpu.launch import steered_attention
     from .reference import steered_attention_reference
 
 __all__ = ["steered_attention", "steered_attention_reference"]
 
 _HOME = {
-    "steered_attention": ".launch",
+    "steered_attention": ".gpu.launch",
     "steered_attention_reference": ".reference",
 }
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks
+from support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny seeded LLaVA-1.5: 4 layers, 4 heads, 2 kv heads, 16 tokens an image."""
-    from models.llava import make_llava
+    from checkpoints.llava import make_llava
 
     return make_llava(tmp_path_factory.mktemp("models") / "llava")
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The JSONL file of `cases.make_rows`, its images beside it."""
-    from cases import make_rows, write_rows
+    from support.cases import make_rows, write_rows
 
     folder = tmp_path_factory.mktemp("rows")
     return write_rows(folder / "in.jsonl", make_rows(folder))
@@ -44,7 +44,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Any]:
     """An in-process engine with small blocks and small chunks, prefix caching on."""
-    from engine import close, make_llm
+    from support.engine import close, make_llm
 
     llm = make_llm(model)
     yield llm
@@ -54,7 +54,7 @@ def engine(model: Path) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def generated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """(way, image) -> row, by `adaptvis generate`."""
-    from http_server import generate_rows
+    from support.http_server import generate_rows
 
     return generate_rows(tmp_path_factory.mktemp("generated"), model)
 
@@ -65,7 +65,7 @@ def url(model: Path, generated: Any, tmp_path_factory: pytest.TempPathFactory) -
 
     It starts after `adaptvis generate` has ended.
     """
-    from http_server import SERVER, running
+    from support.http_server import SERVER, running
 
     with running(tmp_path_factory.mktemp("server"), model, *SERVER) as base:
         yield base
@@ -74,6 +74,6 @@ def url(model: Path, generated: Any, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def client(url: str) -> Any:
     import openai
-    from waiting import HANG_S
+    from support.waiting import HANG_S
 
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=HANG_S)

@@ -15,8 +15,8 @@ from typing import Any
 
 from adaptvis_vllm.batch.inputs import decode
 from adaptvis_vllm.batch.parts import MISSING, Parts, PartWriter
-from adaptvis_vllm.batch.stream import Answer, Engine, Item, Stream, doomed
-from adaptvis_vllm.rows import FIELDS
+from adaptvis_vllm.offline.schema import FIELDS
+from adaptvis_vllm.offline.stream import Answer, Engine, Item, Stream, doomed
 
 CALLS = 4  # at once
 
@@ -165,7 +165,7 @@ class DatasetActor:
         self.kind, self.logprobs, self.keep = kind, logprobs, keep
 
     def __call__(self, batch: Any) -> Any:
-        from adaptvis_vllm.batch import tables
+        from adaptvis_vllm.files import tables
 
         names = [n for n in batch.column_names if n not in self.keep or n == "id"]
         unknown = [n for n in names if self.kind == "rows" and n not in FIELDS]

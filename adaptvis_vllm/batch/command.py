@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.compilation import SWITCHES, settle
+from adaptvis_vllm.engine.compilation import SWITCHES, settle
 from adaptvis_vllm.options import (
     engine_options,
     engine_parser,

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.job import Settings
+from adaptvis_vllm.offline.engine import VllmEngine
 
 
 def answer(
@@ -35,7 +35,7 @@ def answer(
     command `adaptvis batch` has its own.
     """
     from adaptvis_vllm.batch.actor import DatasetActor
-    from adaptvis_vllm.batch.cluster import pool
+    from adaptvis_vllm.batch.pool import pool
 
     folder = str(Path(folder).resolve())
     make = partial(VllmEngine, engine, kind, folder, logprobs, defaults, 0.25 / workers)

@@ -12,8 +12,8 @@ from adaptvis_vllm.batch.inputs import decode
 from adaptvis_vllm.batch.job import Job, Settings, open_job
 from adaptvis_vllm.batch.parts import MISSING, PartWriter
 from adaptvis_vllm.batch.progress import Progress
-from adaptvis_vllm.batch.stream import Item, Stream, doomed
 from adaptvis_vllm.batch.summary import summarize
+from adaptvis_vllm.offline.stream import Item, Stream, doomed
 
 POLL_SECONDS = 0.5
 PASSES = 3
@@ -113,7 +113,7 @@ def _local(job: Job) -> None:
 
 
 def _ray(job: Job) -> None:
-    from adaptvis_vllm.batch import cluster
+    from adaptvis_vllm.batch import pool as cluster
 
     with cluster.connected(job.settings):
         cluster.answer_pieces(job)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm import lines
 from adaptvis_vllm.batch.folder import Skipped, list_pictures
-from adaptvis_vllm.lines import BadRow, Line
-from adaptvis_vllm.rows import FIELDS, without_nulls
+from adaptvis_vllm.files import lines
+from adaptvis_vllm.files.lines import BadRow, Line
+from adaptvis_vllm.offline.schema import FIELDS, without_nulls
 
 PIECE_ROWS = 16  # at first; doubled whenever there are too many pieces
 PIECE_BYTES = 16 * 2**20
@@ -57,7 +57,7 @@ class Piece:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from adaptvis_vllm.batch.tables import rows_of
+        from adaptvis_vllm.files.tables import rows_of
 
         group, skip = self.start
         fields, names = zip(*self.columns, strict=True)

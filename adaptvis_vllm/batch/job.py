@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm import lines
 from adaptvis_vllm.batch import outputs
-from adaptvis_vllm.batch.engine import VllmEngine
 from adaptvis_vllm.batch.inputs import Input, open_input
 from adaptvis_vllm.batch.parts import SUFFIX, Parts
+from adaptvis_vllm.files import lines
+from adaptvis_vllm.offline.engine import VllmEngine
 from adaptvis_vllm.options import check_apart
 
 # Settings that may differ between the attempts of one job.

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptvis_vllm.batch.stream import DEATHS, Answer
-from adaptvis_vllm.lines import dumps
+from adaptvis_vllm.files.lines import dumps
+from adaptvis_vllm.offline.stream import DEATHS, Answer
 
 SUFFIX = ".part"
 SYNC_SECONDS = 2.0

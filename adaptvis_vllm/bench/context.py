@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaptvis_vllm.attention import cpu
-from adaptvis_vllm.plan import StepRows
-from adaptvis_vllm.span import pack_bits
+from adaptvis_vllm.engine.attention import cpu
+from adaptvis_vllm.engine.plan import StepRows
+from adaptvis_vllm.steering.span import pack_bits
 
 BLOCK = 128
 IMAGE_TOKENS = 576

@@ -7,10 +7,10 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.systems import VANILLA, System, alpha_of
+from adaptvis_vllm.bench.turns import Turn
 from adaptvis_vllm.bench.workloads import Task
-from adaptvis_vllm.params import ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import ScalingVis, SteeringParams
 
 
 class Plain:
@@ -20,7 +20,7 @@ class Plain:
     def __init__(self, options: dict[str, Any]) -> None:
         import torch
 
-        from adaptvis_vllm.reference import ReferenceModel
+        from adaptvis_vllm.reference.model import ReferenceModel
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = options.get("dtype", "float32")
@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
         from vllm import LLM
 
-        from adaptvis_vllm.offline import cache_bytes
+        from adaptvis_vllm.offline.runner import cache_bytes
 
         size = cache_bytes(options.get("kv_cache_memory_bytes"), 0.1)
         self.llm = LLM(**(options | {"kv_cache_memory_bytes": size}))

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.systems import REFERENCE, VANILLA, System
+from adaptvis_vllm.bench.turns import Turn
 from adaptvis_vllm.bench.workloads import Task
 
 WAIT_SECONDS = 1800.0

@@ -64,7 +64,7 @@ class Profile:
         """Times the steps of one engine inside. core: vLLM's `EngineCore`, in this process."""
         from vllm.model_executor.models.utils import extract_layer_index
 
-        from adaptvis_vllm.attention.wrap import BACKENDS, steered
+        from adaptvis_vllm.engine.attention.wrap import BACKENDS, steered
 
         undo: list[Callable[[], None]] = []
 

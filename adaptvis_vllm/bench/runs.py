@@ -10,15 +10,15 @@ from statistics import median
 from typing import Any
 
 from adaptvis_vllm.bench import report, serve, throughput
-from adaptvis_vllm.bench.figures import Turn, as_json, percentile, ratio, summary
 from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.profile import PARTS
 from adaptvis_vllm.bench.shapes import write_shape
 from adaptvis_vllm.bench.systems import REFERENCE, system
 from adaptvis_vllm.bench.throughput import Engines
+from adaptvis_vllm.bench.turns import Turn, as_json, percentile, ratio, summary
 from adaptvis_vllm.bench.workloads import Workload, workload
-from adaptvis_vllm.compilation import settle
+from adaptvis_vllm.engine.compilation import settle
 
 SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)

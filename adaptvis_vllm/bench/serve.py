@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.host import environment
 from adaptvis_vllm.bench.systems import System, alpha_of
 from adaptvis_vllm.bench.throughput import WARM_UP, Engines, in_turn, say_round
+from adaptvis_vllm.bench.turns import Turn
 from adaptvis_vllm.bench.workloads import Task, Workload, arrivals, tasks
-from adaptvis_vllm.params import ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import ScalingVis, SteeringParams
 
 START_SECONDS = 600
 MODEL = "bench"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptvis_vllm.params import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import AdaptVis, ScalingVis, SteeringParams
 
 SCALING = ScalingVis(0.8)
 ADAPTIVE = AdaptVis(0.5, 1.5, 0.4)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adaptvis_vllm.bench.figures import Turn
 from adaptvis_vllm.bench.systems import REFERENCE, System
+from adaptvis_vllm.bench.turns import Turn
 from adaptvis_vllm.bench.workloads import Workload, arrivals, tasks
 
 WARM_UP = 2

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adaptvis_vllm.evaluation.answer_files import Answers, check_same, read_answers
 from adaptvis_vllm.evaluation.answered import OPTION, benchmark_of, check_options, table_of
 from adaptvis_vllm.evaluation.answers import Answer
-from adaptvis_vllm.evaluation.calibration.table import PLAIN, SweepTable
+from adaptvis_vllm.evaluation.datasets.question import Benchmark
 from adaptvis_vllm.evaluation.methods import (
     ADAPTIVE,
     BASE,
@@ -25,12 +25,12 @@ from adaptvis_vllm.evaluation.methods import (
     TITLES,
     chosen_methods,
 )
-from adaptvis_vllm.evaluation.question import Benchmark
 from adaptvis_vllm.evaluation.result_files import origin
 from adaptvis_vllm.evaluation.results import Evaluation, Outcome, score
+from adaptvis_vllm.evaluation.table import PLAIN, SweepTable
 from adaptvis_vllm.options import given_steering
-from adaptvis_vllm.params import Off, ScalingVis, SteeringParams
-from adaptvis_vllm.report import MODE_OFF, Report
+from adaptvis_vllm.steering.params import Off, ScalingVis, SteeringParams
+from adaptvis_vllm.steering.report import MODE_OFF, Report
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.answer_rows import STEERING, AnswerRow, check_like, parse_row
-from adaptvis_vllm.evaluation.own import parquet_rows
-from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.evaluation.datasets.own import parquet_rows
+from adaptvis_vllm.evaluation.datasets.question import Question
 from adaptvis_vllm.evaluation.result_files import as_rows, is_result, origin
-from adaptvis_vllm.lines import dumps, loads, read_lines
+from adaptvis_vllm.files.lines import dumps, loads, read_lines
 
 SUFFIXES = (".jsonl", ".parquet", ".json")
 

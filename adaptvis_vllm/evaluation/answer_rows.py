@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptvis_vllm.evaluation.question import Question
-from adaptvis_vllm.fields import CONFIDENCES, check_field, nearest
+from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm.steering.fields import CONFIDENCES, check_field, nearest
 
 FIELDS = ("id", "question", "prompt", "answer", "choices", "answers", "confidence")
 STEERING = ("layers", "span")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from adaptvis_vllm.evaluation import benchmarks, vsr, whatsup
 from adaptvis_vllm.evaluation.answer_files import Answers
-from adaptvis_vllm.evaluation.calibration.table import PLAIN, SweepTable
-from adaptvis_vllm.evaluation.own import groups_of
-from adaptvis_vllm.evaluation.question import Benchmark, Question, chance_of
-from adaptvis_vllm.evaluation.scoring import check_scorer, contains, load_scorer
+from adaptvis_vllm.evaluation.datasets import benchmarks, vsr, whatsup
+from adaptvis_vllm.evaluation.datasets.own import groups_of
+from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question, chance_of
+from adaptvis_vllm.evaluation.datasets.scoring import check_scorer, contains, load_scorer
+from adaptvis_vllm.evaluation.table import PLAIN, SweepTable
 
 OPTION = "--answers"
 # What says which questions are asked, or how: a file of answers says it all.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.evaluation.datasets.question import Question, Source
 from adaptvis_vllm.evaluation.left_out import Refuse, not_allowed
-from adaptvis_vllm.evaluation.question import Question, Source
-from adaptvis_vllm.media import Picture, load_image
-from adaptvis_vllm.params import Off, SteeringParams
-from adaptvis_vllm.rows import output_row
-from adaptvis_vllm.urls import is_remote
+from adaptvis_vllm.files.media import Picture, load_image
+from adaptvis_vllm.files.urls import is_remote
+from adaptvis_vllm.offline.schema import output_row
+from adaptvis_vllm.steering.params import Off, SteeringParams
 
 MAX_TOKENS = 100  # of an answer, as in the paper's code
 LOADERS = 4
@@ -55,7 +55,7 @@ def answer(
     """
     from tqdm import tqdm
 
-    from adaptvis_vllm.offline import RowRunner  # loads vLLM
+    from adaptvis_vllm.offline.runner import RowRunner  # loads vLLM
 
     runner = RowRunner(llm, Path(), logprobs)
     settings = [s or Off() for s in steerings]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptvis_vllm.evaluation.own import GROUPS_MAX
-from adaptvis_vllm.evaluation.page import Table
-from adaptvis_vllm.evaluation.question import Question
+from adaptvis_vllm.evaluation.datasets.own import GROUPS_MAX
+from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm.evaluation.html.page import Table
 
 BINS = 5  # of confidence, each with as many questions
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import answered, benchmarks, need
+from adaptvis_vllm.evaluation import answered, need
+from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm.evaluation.datasets.scoring import check_scorer
 from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods
-from adaptvis_vllm.evaluation.question import Question
-from adaptvis_vllm.evaluation.scoring import check_scorer
-from adaptvis_vllm.lines import dumps
+from adaptvis_vllm.files.lines import dumps
 from adaptvis_vllm.options import (
     check_apart,
     engine_options,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from adaptvis_vllm.evaluation.question import Benchmark, Question, Refused
+from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question, Refused
 
 # What becomes of a question that cannot be asked or answered, and why: raise, or remember it.
 Refuse = Callable[[Question, str], None]

@@ -6,10 +6,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from adaptvis_vllm.evaluation.question import Benchmark
-from adaptvis_vllm.fields import ADAPTIVE_PRESETS, SCALING_PRESETS
+from adaptvis_vllm.evaluation.datasets.question import Benchmark
 from adaptvis_vllm.options import given_steering
-from adaptvis_vllm.params import Off, SteeringParams
+from adaptvis_vllm.steering.fields import ADAPTIVE_PRESETS, SCALING_PRESETS
+from adaptvis_vllm.steering.params import Off, SteeringParams
 
 BASE, SCALING, ADAPTIVE = "base", "scaling", "adaptive"
 METHODS = (BASE, SCALING, ADAPTIVE)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adaptvis_vllm.evaluation import figures
-from adaptvis_vllm.evaluation.page import Figure, Section, Table, render
+from adaptvis_vllm.evaluation.datasets.scoring import by_group
+from adaptvis_vllm.evaluation.html import svg as figures
+from adaptvis_vllm.evaluation.html.page import Figure, Section, Table, render
 from adaptvis_vllm.evaluation.results import (
     Evaluation,
     Outcome,
     group_tables,
     summary_table,
 )
-from adaptvis_vllm.evaluation.scoring import by_group
-from adaptvis_vllm.media import load_image, pixels
+from adaptvis_vllm.files.media import load_image, pixels
 
 EXAMPLES = 12
 PIXELS = 320  # the longer side of an example's picture

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation.question_files import FRAME, choices_of
-from adaptvis_vllm.evaluation.whatsup import PARTS
+from adaptvis_vllm.evaluation.datasets.question_files import FRAME, choices_of
+from adaptvis_vllm.evaluation.datasets.whatsup import PARTS
 
 FIELDS = ("Prompt", "Generation", "Golden")
 UNCERTAINTIES = ("uncertainty", "Uncertainty", "uncertainty_prob")

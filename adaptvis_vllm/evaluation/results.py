@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from adaptvis_vllm.evaluation import breakdown
 from adaptvis_vllm.evaluation.answers import Answer
 from adaptvis_vllm.evaluation.breakdown import Part
+from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question, Refused
+from adaptvis_vllm.evaluation.datasets.scoring import by_group
+from adaptvis_vllm.evaluation.html.page import Table
 from adaptvis_vllm.evaluation.methods import BASE, TITLES
-from adaptvis_vllm.evaluation.page import Table
-from adaptvis_vllm.evaluation.question import Benchmark, Question, Refused
-from adaptvis_vllm.evaluation.scoring import by_group
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
-from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.steering.params import SteeringParams
 
 
 @dataclass(frozen=True)

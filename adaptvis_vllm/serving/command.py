@@ -39,7 +39,7 @@ def parse(argv: Sequence[str], doc: str = "") -> tuple[argparse.Namespace, int |
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from adaptvis_vllm.compilation import SWITCHES
+    from adaptvis_vllm.engine.compilation import SWITCHES
     from adaptvis_vllm.options import steering_options
     from adaptvis_vllm.serving.cluster.options import add_options
 
@@ -68,8 +68,8 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
     """Put model, steering and our defaults into the options, in place. replicas: at most."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from adaptvis_vllm.compilation import SWITCHES, settle
-    from adaptvis_vllm.offline import cache_bytes
+    from adaptvis_vllm.engine.compilation import SWITCHES, settle
+    from adaptvis_vllm.offline.runner import cache_bytes
     from adaptvis_vllm.options import STEERING, given_steering, steered_config
 
     args.model = args.model_tag or args.model

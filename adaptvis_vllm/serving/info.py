@@ -7,9 +7,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adaptvis_vllm import fields
-from adaptvis_vllm.serving import metrics
+from adaptvis_vllm.engine import metrics
 from adaptvis_vllm.serving.sweep import ALPHAS_MAX
+from adaptvis_vllm.steering import fields
 
 PACKAGES = ("adaptvis-vllm", "torch", "transformers", "triton", "ray")
 

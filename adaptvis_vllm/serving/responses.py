@@ -10,8 +10,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from adaptvis_vllm.report import CARRIER
-from adaptvis_vllm.serving import metrics
+from adaptvis_vllm.engine import metrics
+from adaptvis_vllm.steering.report import CARRIER
 
 
 def output_report(self: Any) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 
-from adaptvis_vllm.fields import check_field
-from adaptvis_vllm.params import PREFIX
+from adaptvis_vllm.steering.fields import check_field
+from adaptvis_vllm.steering.params import PREFIX
 
 ALPHAS_MAX = 64
 # What a request may say about steering besides alphas.

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from adaptvis_vllm.bench.figures import Turn, percentile, summary
 from adaptvis_vllm.bench.systems import system
 from adaptvis_vllm.bench.throughput import Engines, run
+from adaptvis_vllm.bench.turns import Turn, percentile, summary
 from adaptvis_vllm.bench.workloads import workload
 from adaptvis_vllm.verify.checks import Check
 
@@ -108,8 +108,8 @@ def _on_gpu(shape: dict[str, int], context: int) -> tuple[float, float, str]:
     from triton.testing import do_bench_cudagraph
 
     from adaptvis_vllm.kernels import steered_attention
-    from adaptvis_vllm.kernels.cases import make_timing_cases
-    from adaptvis_vllm.kernels.counting import Model, bytes_moved
+    from adaptvis_vllm.kernels.aot.roofline import Model, bytes_moved
+    from adaptvis_vllm.kernels.testing import make_timing_cases
 
     model = Model("", shape["heads"], shape["kv_heads"], shape["dim"], context)
     cold = 4 * torch.cuda.get_device_properties(0).L2_cache_size

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from adaptvis_vllm.params import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import AdaptVis, ScalingVis, SteeringParams
 from adaptvis_vllm.verify.answers import Answer, largest, same
 from adaptvis_vllm.verify.checks import Check
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from adaptvis_vllm.params import AdaptVis, ScalingVis
+from adaptvis_vllm.steering.params import AdaptVis, ScalingVis
 from adaptvis_vllm.verify.answers import of_engine
 from adaptvis_vllm.verify.checks import Check
 from adaptvis_vllm.verify.questions import Ask, steered

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adaptvis_vllm.params import AdaptVis, ScalingVis
+from adaptvis_vllm.steering.params import AdaptVis, ScalingVis
 from adaptvis_vllm.verify.answers import Answer, largest, of_engine, same
 from adaptvis_vllm.verify.checks import Check
 from adaptvis_vllm.verify.exact import HIGH, LOW, limit

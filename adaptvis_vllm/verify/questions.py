@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.steering.params import SteeringParams
 
 COLOURS = {"red": (205, 50, 45), "blue": (50, 80, 200), "green": (50, 150, 70)}
 SHAPES = ("square", "disc")

@@ -12,8 +12,8 @@ from typing import Any
 
 from adaptvis_vllm.bench.host import Host
 from adaptvis_vllm.bench.systems import PLUGIN, REFERENCE, VANILLA
-from adaptvis_vllm.compilation import settle
-from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.engine.compilation import settle
+from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.verify import cost, exact, graphs, itself, where
 from adaptvis_vllm.verify.answers import Answer, allow_tf32, of_engine, of_reference
 from adaptvis_vllm.verify.checks import Check, Configuration

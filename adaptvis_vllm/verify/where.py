@@ -27,7 +27,7 @@ def offered() -> list[str]:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    from adaptvis_vllm.attention.wrap import BACKENDS
+    from adaptvis_vllm.engine.attention.wrap import BACKENDS
 
     cpu = current_platform.is_cpu()
     names = []

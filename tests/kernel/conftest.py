@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-PACKAGE = "adaptvis_vllm.kernels"
+PACKAGE = "adaptvis_vllm.kernels.gpu"
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def device() -> str:
 
 @pytest.fixture(scope="session")
 def launch(device: str):
-    """The module `adaptvis_vllm.kernels.launch`."""
+    """The module `adaptvis_vllm.kernels.gpu.launch`."""
     if device == "cuda":
         yield importlib.import_module(f"{PACKAGE}.launch")
         return
@@ -73,7 +73,7 @@ def load_interpreted() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def commit(launch: ModuleType) -> ModuleType:
-    """The module `adaptvis_vllm.kernels.commit`."""
+    """The module `adaptvis_vllm.kernels.gpu.commit`."""
     return getattr(launch, "commit", None) or importlib.import_module(f"{PACKAGE}.commit")
 
 

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-from adaptvis_vllm.kernels.aot import HEADER, Row, Variant, compile_row
-from adaptvis_vllm.kernels.arch import ARCHES, Resources, resident_blocks
-from adaptvis_vllm.kernels.config import Tile, choose_splits, choose_tile
-from adaptvis_vllm.kernels.counting import MODELS, bytes_moved, floor_us
+from adaptvis_vllm.kernels.aot.arch import ARCHES, Resources, resident_blocks
+from adaptvis_vllm.kernels.aot.compile import HEADER, Row, Variant, compile_row
+from adaptvis_vllm.kernels.aot.roofline import MODELS, bytes_moved, floor_us
+from adaptvis_vllm.kernels.gpu.config import Tile, choose_splits, choose_tile
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from adaptvis_vllm import kernels
-from adaptvis_vllm.attention import paged
-from adaptvis_vllm.plan import StepRows
-from adaptvis_vllm.span import pack_bits
+from adaptvis_vllm.engine.attention import paged
+from adaptvis_vllm.engine.plan import StepRows
+from adaptvis_vllm.steering.span import pack_bits
 
 BLOCKS, HEADS, KV_HEADS, BLOCK, DIM = 12, 8, 2, 16, 64
 LENS = [1, 20, 48, 61]

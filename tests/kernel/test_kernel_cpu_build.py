@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adaptvis_vllm.kernels import cpu
+from adaptvis_vllm.kernels.cpu import build as cpu
 
-from adaptvis_vllm.doctor import _device
+from adaptvis_vllm.doctor.environment import _device
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptvis_vllm.kernels import cpu
+from adaptvis_vllm.kernels.cpu import build as cpu
 
 HEADS, KV_HEADS, DIM, BLOCK = 4, 2, 32, 16
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
-from adaptvis_vllm.kernels.cases import make_case
+from adaptvis_vllm.kernels.testing import make_case
 
 
 def by_hand(case, row, head, rule):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
-from adaptvis_vllm.kernels.cases import add_sides, as_cached, expected_sides, make_case
+from adaptvis_vllm.kernels.testing import add_sides, as_cached, expected_sides, make_case
 from test_kernel_steer import NAMES, OPTIONS, TILE, TOLERANCE, assert_close
 
 

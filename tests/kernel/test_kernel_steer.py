@@ -3,8 +3,8 @@
 import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
-from adaptvis_vllm.kernels.cases import Case, make_case
-from adaptvis_vllm.kernels.config import Tile
+from adaptvis_vllm.kernels.gpu.config import Tile
+from adaptvis_vllm.kernels.testing import Case, make_case
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

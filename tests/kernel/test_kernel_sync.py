@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adaptvis_vllm.kernels.cases import make_case
+from adaptvis_vllm.kernels.testing import make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("unified_attention_cases.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "unified_attention_cases.py"
 NAMES = (
     "plain",
     "gqa7-blocks48",

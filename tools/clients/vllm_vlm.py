@@ -10,7 +10,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
-from adaptvis_vllm.serving.metrics import totals
+from adaptvis_vllm.engine.metrics import totals
 
 
 def main(model: str, steering: str, limit: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
+from adaptvis_vllm.evaluation.table import SweepTable
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import answered, benchmarks, need
+from adaptvis_vllm.evaluation import answered, need
 from adaptvis_vllm.evaluation.answer_files import write_answers
+from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.left_out import LeftOut, status
-from adaptvis_vllm.evaluation.question import Benchmark, Question
-from adaptvis_vllm.fields import SPANS
-from adaptvis_vllm.lines import dumps
+from adaptvis_vllm.files.lines import dumps
 from adaptvis_vllm.options import check_apart, engine_options, engine_parser, make_llm
-from adaptvis_vllm.params import ScalingVis
-from adaptvis_vllm.preset import write_preset
+from adaptvis_vllm.steering.fields import SPANS
+from adaptvis_vllm.steering.params import ScalingVis
+from adaptvis_vllm.steering.preset import write_preset
 
 VALIDATION = "validation"
 CPU_BLOCK = 32  # the smallest of vLLM's CPU attention; what is shared ends at a block's end

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.calibration.grid import adaptive_sums, thresholds
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
+from adaptvis_vllm.evaluation.table import SweepTable
 
 BINS = 10  # of a reliability curve, each with as many questions
 

@@ -15,7 +15,7 @@ from adaptvis_vllm.evaluation.calibration.report import Outcome
 from adaptvis_vllm.evaluation.calibration.selection import calibrate
 from adaptvis_vllm.evaluation.calibration.sweep import Sweep, check_alphas
 from adaptvis_vllm.evaluation.calibration.transfer import from_table
-from adaptvis_vllm.fields import CONFIDENCES, check_field
+from adaptvis_vllm.steering.fields import CONFIDENCES, check_field
 
 
 def calibrate_answers(args: Namespace) -> Outcome:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
-from adaptvis_vllm.fields import CONFIDENCES
-from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm.evaluation.table import SweepTable
+from adaptvis_vllm.steering.fields import CONFIDENCES
+from adaptvis_vllm.steering.params import AdaptVis, Off, ScalingVis, SteeringParams
 
 # Confidences closer than this are not told apart: rounding moves them about as much from one
 # batch to the next, and an answer must not hang on that.

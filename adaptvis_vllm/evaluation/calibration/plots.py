@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from adaptvis_vllm.evaluation import figures, stats
+from adaptvis_vllm.evaluation import stats
 from adaptvis_vllm.evaluation.calibration.curves import (
     over_threshold,
     reliability,
     risk_coverage,
 )
 from adaptvis_vllm.evaluation.calibration.grid import Best, adaptive_sums
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
-from adaptvis_vllm.evaluation.page import Figure
+from adaptvis_vllm.evaluation.html import svg as figures
+from adaptvis_vllm.evaluation.html.page import Figure
+from adaptvis_vllm.evaluation.table import SweepTable
 
 FIRST = 10  # questions, below which a risk says nothing
 ALL, UNSURE, SURE = figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]

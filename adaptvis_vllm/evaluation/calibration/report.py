@@ -20,12 +20,12 @@ from adaptvis_vllm.evaluation.calibration.selection import (
     points,
 )
 from adaptvis_vllm.evaluation.calibration.sweep import Sweep
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.calibration.transfer import Result
+from adaptvis_vllm.evaluation.datasets.question import Question, Refused
+from adaptvis_vllm.evaluation.html.page import Figure, Section, Table, render
 from adaptvis_vllm.evaluation.methods import TITLES
-from adaptvis_vllm.evaluation.page import Figure, Section, Table, render
-from adaptvis_vllm.evaluation.question import Question, Refused
 from adaptvis_vllm.evaluation.results import percent, with_interval
+from adaptvis_vllm.evaluation.table import SweepTable
 
 
 @dataclass(frozen=True)

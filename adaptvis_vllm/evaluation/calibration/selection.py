@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.calibration.grid import Best, best
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
 from adaptvis_vllm.evaluation.methods import METHODS
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
-from adaptvis_vllm.params import SteeringParams
+from adaptvis_vllm.evaluation.table import SweepTable
+from adaptvis_vllm.steering.params import SteeringParams
 
 FAMILIES = METHODS
 FOLDS = 5

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from adaptvis_vllm.evaluation.answers import Answer, answer
-from adaptvis_vllm.evaluation.calibration.table import PLAIN, SweepTable
+from adaptvis_vllm.evaluation.datasets.question import Question, Scorer
 from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
-from adaptvis_vllm.evaluation.question import Question, Scorer
-from adaptvis_vllm.fields import CONFIDENCES, check_field
-from adaptvis_vllm.params import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm.evaluation.table import PLAIN, SweepTable
+from adaptvis_vllm.steering.fields import CONFIDENCES, check_field
+from adaptvis_vllm.steering.params import AdaptVis, Off, ScalingVis, SteeringParams
 
 # The published ones, and some on either side.
 ALPHAS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0)

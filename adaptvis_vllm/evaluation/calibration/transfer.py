@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.calibration.selection import Candidate
-from adaptvis_vllm.evaluation.calibration.table import SweepTable
+from adaptvis_vllm.evaluation.datasets.question import Question, Scorer
 from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
-from adaptvis_vllm.evaluation.question import Question, Scorer
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
+from adaptvis_vllm.evaluation.table import SweepTable
 
 
 @dataclass(frozen=True)

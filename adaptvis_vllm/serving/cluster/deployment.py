@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from ray import serve
 
-from adaptvis_vllm.ray_session import worker_env
+from adaptvis_vllm.cluster.session import worker_env
 from adaptvis_vllm.serving.cluster.options import check, check_deployed
 from adaptvis_vllm.serving.cluster.replica import METRICS_FOLDER, Replica
 from adaptvis_vllm.serving.cluster.routing import ROUTER

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ray import serve
 
-from adaptvis_vllm.ray_session import connected
+from adaptvis_vllm.cluster.session import connected
 from adaptvis_vllm.serving.cluster.deployment import NAME, application, cpus_here, uses_ray
 from adaptvis_vllm.serving.cluster.options import TLS, check
 from adaptvis_vllm.serving.cluster.routing import CALLBACK

@@ -1,0 +1,1 @@
+"""Ray: a session, and the ranks of an engine on CPUs."""

@@ -1,0 +1,1 @@
+"""`adaptvis doctor`: what works here, and with a model."""

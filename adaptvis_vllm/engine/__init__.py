@@ -1,0 +1,1 @@
+"""Steering inside vLLM's engine."""

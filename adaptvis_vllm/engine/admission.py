@@ -1,0 +1,293 @@
+"""Admission in the front end: defaults, validation, and what cannot be served at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
+
+from adaptvis_vllm.engine import metrics
+from adaptvis_vllm.engine.bounds import check_completed, check_sampling
+from adaptvis_vllm.engine.compat import refuse_config, steerable_model
+from adaptvis_vllm.files.urls import is_remote, reason
+from adaptvis_vllm.steering.fields import BadParameter, show, word
+from adaptvis_vllm.steering.params import PREFIX, SteeringParams
+from adaptvis_vllm.steering.preset import expand
+
+OPTION = "adaptvis"  # the key in vLLM's additional_config
+
+
+def server_defaults(vllm_config: Any) -> SteeringParams | None:
+    """The server-wide defaults, `additional_config={"adaptvis": {...}}`; ValueError if wrong.
+
+    Their `preset` may be a file, see `preset.expand`.
+    """
+    values = (vllm_config.additional_config or {}).get(OPTION)
+    if values is None:
+        return None
+    try:
+        return SteeringParams.from_dict(expand(values) if isinstance(values, Mapping) else values)
+    except ValueError as error:
+        raise ValueError(f"additional_config['{OPTION}']: {error}") from None
+
+
+class Refused(VLLMValidationError, ValueError):
+    """HTTP 400 in a server (other ValueErrors are 500 there), a ValueError offline."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # vLLM's would repeat the parameter
+
+
+class Unloadable(VLLMUnprocessableEntityError, ValueError):
+    """HTTP 422 in a server, a ValueError offline: a file that cannot be had where it should be."""
+
+    __str__ = Exception.__str__
+
+
+def refused(error: ValueError) -> Refused:
+    """The error that ends a request, counted."""
+    field = getattr(error, "field", "")
+    metrics.count_refused(field)
+    return Refused(str(error), parameter=PREFIX + field if field else None)
+
+
+class Admission:
+    """Resolves the parameters of every request of one engine.
+
+    vllm_config: the engine's. ValueError for defaults or a configuration that cannot work.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        metrics.get()
+        self.config = vllm_config
+        self.defaults = server_defaults(vllm_config)
+        model_config = vllm_config.model_config
+        self.steerable = steerable_model(model_config)
+        if self.steerable:
+            reason = refuse_config(vllm_config)
+            if reason:
+                raise ValueError(reason)
+            self.num_layers = model_config.get_total_num_hidden_layers()
+            if self.defaults is not None:
+                self.defaults.layer_set(self.num_layers)
+
+    def resolve(
+        self, extra_args: Mapping[str, Any] | None, *, resumable: bool = False
+    ) -> SteeringParams | None:
+        """Complete and checked parameters of one request; None if it asks for nothing.
+
+        extra_args: of vLLM's `SamplingParams`. Refused names the field.
+        """
+        try:
+            params = SteeringParams.from_flat(extra_args, defaults=self.defaults)
+            if params is None or not self.steerable:
+                return params
+            params.layer_set(self.num_layers, prefix=PREFIX)
+        except ValueError as error:
+            raise refused(error) from None
+        if resumable and params.mode != "off":
+            raise refused(
+                BadParameter(
+                    f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
+                    "fixed last prompt token; only 'off' is possible",
+                    "mode",
+                )
+            )
+        return params
+
+    def check(self, params: Any) -> None:
+        """Refused if vLLM's `SamplingParams` ask for what is not possible; pooling passes."""
+        if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
+            self.resolve(params.extra_args)
+            with _named():
+                check_sampling(params, self.config)
+
+    def complete(self, params: Any, *, resumable: bool) -> None:
+        """Write the complete steering into a request's own `SamplingParams`."""
+        steering = self.resolve(params.extra_args, resumable=resumable)
+        if steering is not None:
+            given = params.extra_args or {}
+            others = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
+            params.extra_args = others | steering.extra_args()
+        with _named():
+            check_completed(params, self.config)
+
+    def refuse_beams(self) -> None:
+        """Refused if the defaults steer: they would steer each step of a beam search."""
+        if self.steerable:
+            _refuse_beams(self.defaults, f"additional_config['{OPTION}'] mode")
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """A bad one of vLLM's own parameters, as HTTP 400."""
+    try:
+        yield
+    except BadParameter as error:
+        raise Refused(str(error), parameter=error.field) from None
+
+
+def check_engine(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor.__init__`."""
+
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        self.adaptvis = Admission(vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+
+    return __init__
+
+
+def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor._validate_params`, which every entrance passes first."""
+
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        self.adaptvis.check(params)
+        return original(self, params, *args, **kwargs)
+
+    return _validate_params
+
+
+def check_before_rendering(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `OfflineInferenceMixin._params_to_seq`: of a call with several prompts nothing is
+    rendered, let alone queued, if one request's parameters are wrong."""
+
+    def _params_to_seq(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        admission = self.llm_engine.input_processor.adaptvis
+        for one in params if isinstance(params, Sequence) else [params]:
+            admission.check(one)
+        return original(self, params, *args, **kwargs)
+
+    return _params_to_seq
+
+
+def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `AsyncLLM.generate`, an async generator: its own checks run with the first result,
+    when a streamed response has already begun with HTTP 200."""
+
+    def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        self.input_processor.adaptvis.check(sampling_params)
+        return original(self, prompt, sampling_params, *args, **kwargs)
+
+    return generate
+
+
+def check_body(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `create_chat_completion`, `create_completion` and `create_responses`.
+
+    vLLM renders a request's pictures before it looks at its parameters.
+    """
+
+    async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        check_fields(request)
+        admission = self.engine_client.input_processor.adaptvis
+        params = admission.resolve(request.vllm_xargs)
+        if getattr(request, "use_beam_search", False):
+            admission.refuse_beams()
+            if request.vllm_xargs:  # vLLM drops them
+                _refuse_beams(params, f"{PREFIX}mode")
+        return await original(self, request, *args, **kwargs)
+
+    return create
+
+
+def check_fields(request: Any) -> None:
+    """Refuse fields of an HTTP request that would be lost on the way.
+
+    vLLM ignores fields that it does not know: ours outside `vllm_xargs` would leave the
+    request unsteered. Others' parameters must survive the way to the engine.
+    """
+    for key in request.model_extra or ():
+        if key.lower().startswith(OPTION):
+            raise refused(BadParameter(f"{word(key)} must be inside vllm_xargs"))
+    for key, value in (request.vllm_xargs or {}).items():
+        if not key.startswith(PREFIX):
+            for item in (key, *(value if isinstance(value, list) else [value])):
+                if not _sendable(item):
+                    raise Refused(
+                        f"{word(key)} must be Unicode text or fit 64 bits, not {show(item)}",
+                        parameter=word(key),
+                    )
+
+
+def refuse_media(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MediaConnector.fetch_image_async` and `fetch_video_async`.
+
+    What is wrong with the file that a request names is no error of the server: HTTP 422 where
+    another host has it, as vLLM answers where that host says 404, else 400. vLLM has tried such a
+    host VLLM_MEDIA_FETCH_MAX_RETRIES times by then, each time for a bounded time.
+    """
+    parameter = "video_url" if "video" in original.__name__ else "image_url"
+
+    async def fetch_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await original(self, *args, **kwargs)
+        except Exception as error:  # decoders raise what they like
+            url = args[0] if args else kwargs[parameter]
+            named = f"{parameter} {url!r:.200}" if is_remote(url) else f"{parameter} {show(url)}"
+            said = isinstance(error, VLLMUnprocessableEntityError)
+            if said or (is_remote(url) and not isinstance(error, ValueError)):
+                message = f"{named} cannot be loaded: {reason(error)}"
+                raise Unloadable(message, parameter=parameter) from error
+            raise Refused(f"{named}: {reason(error)}", parameter=parameter) from error
+
+    return fetch_async
+
+
+def refuse_placeholders(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `BaseRenderer._process_multimodal`: that a prompt lacks a picture's placeholder is no
+    error of the server; vLLM asserts that it does not."""
+
+    def _process_multimodal(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except (AssertionError, RuntimeError) as error:
+            if not str(error).startswith(_NO_PLACEHOLDER):
+                raise
+            raise Refused(
+                f"prompt must hold a placeholder for each picture and video: {error}",
+                parameter="prompt",
+            ) from error
+
+    return _process_multimodal
+
+
+_NO_PLACEHOLDER = ("Failed to apply prompt replacement", "Expected there to be")
+
+
+def _sendable(item: Any) -> bool:
+    """MessagePack takes Unicode text and integers of 64 bits."""
+    if isinstance(item, int):
+        return -(2**63) <= item < 2**64
+    return str(item).encode(errors="ignore").decode() == str(item)
+
+
+def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `beam_search`, online and offline: defaults would steer each of its steps."""
+
+    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+        engine = self.engine_client if hasattr(self, "engine_client") else self.llm_engine
+        engine.input_processor.adaptvis.refuse_beams()
+        return original(self, *args, **kwargs)
+
+    return beam_search
+
+
+def _refuse_beams(params: SteeringParams | None, field: str) -> None:
+    """Each step of a beam search is a request whose last prompt token is a generated one."""
+    if params is not None and params.mode != "off":
+        message = f"{field} is {params.mode!r}, but beam search cannot be steered"
+        raise refused(BadParameter(message, "mode"))
+
+
+def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `InputProcessor.process_inputs`: the engine core gets complete parameters."""
+
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        if request.sampling_params is not None:
+            self.adaptvis.complete(request.sampling_params, resumable=request.resumable)
+        return request
+
+    return process_inputs

@@ -1,0 +1,102 @@
+"""Steered rows over the paged KV caches of vLLM's GPU backends, by the Triton kernel.
+
+FLASH_ATTN, TRITON_ATTN and FLASHINFER hand their layers the cache in one logical order,
+[blocks, kv_heads, block, 2 * head_dim], whatever lies behind it in memory; the kernel
+reads it in place through its strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adaptvis_vllm.engine.plan import StepRows
+
+_FP8 = {"fp8": None, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+# What the kernel reads; vLLM's other cache types keep scales or packed values in the cache.
+CACHE_DTYPES = ("auto", "float16", "bfloat16", *_FP8)
+
+
+def caches(layers: Sequence[Any]) -> Any:
+    """`kernels.commit.Caches` of vLLM `Attention` layers that lie in paged caches."""
+    from adaptvis_vllm.kernels.gpu.commit import Caches
+
+    return Caches([_views(layer, layer.kv_cache) for layer in layers])
+
+
+def recompute(
+    layer: Any,
+    index: int,
+    steering: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kv_cache: torch.Tensor,
+    metadata: Any,
+    output: torch.Tensor,
+    rows: StepRows,
+) -> None:
+    """Overwrite output[rows] with steered attention, and keep side rows' keys and values; no
+    host sync.
+
+    query, output: [num_tokens, num_heads, head_dim] or flat in the last two; key, value with
+    num_kv_heads. kv_cache: [blocks, kv_heads, block, 2 * head_dim], any strides. metadata: the
+    backend's, with `block_table` [num_reqs, blocks per request] int32.
+    """
+    from adaptvis_vllm.kernels import steered_attention
+    from adaptvis_vllm.kernels.gpu.launch import Sides
+
+    impl = layer.impl
+    shape = (-1, impl.num_heads, impl.head_size)
+    key_cache, value_cache = _views(layer, kv_cache)
+    k_scale = k_own = v_scale = None
+    query = query.view(shape)
+    if layer.kv_cache_dtype in _FP8:
+        k_scale, v_scale = layer._k_scale, layer._v_scale
+        k_own = k_scale
+        if query.element_size() == 1:  # quantised by the layer, for kernels that want it so
+            query = query.to(output.dtype)
+            k_scale = k_scale * layer._q_scale
+    sides = None
+    if rows.num_sides:
+        plan = steering.plan
+        if plan.kept is None:
+            plan.kept = steering.caches.keep(rows.num_sides)
+            plan.commits.append(plan.kept.commit)
+        shape_kv = (-1, impl.num_kv_heads, impl.head_size)
+        kept, where = plan.kept.layer(steering.cache_lines[index])
+        own_rows = (key.view(shape_kv), value.view(shape_kv))
+        sides = Sides(rows.own, rows.sides.start, *own_rows, kept, where, k_own)
+    steered_attention(
+        output.view(shape),
+        query,
+        key_cache,
+        value_cache,
+        metadata.block_table,
+        *rows.tensors(),
+        scale=impl.scale,
+        max_kv_len=rows.max_kv_len,
+        window=layer.sliding_window or 0,
+        soft_cap=impl.logits_soft_cap or 0.0,
+        sinks=impl.sinks,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        sides=sides,
+    )
+
+
+def _views(layer: Any, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and value cache, each [blocks, block, kv_heads, head_dim], of the dtype they hold."""
+    key_cache, value_cache = kv_cache.transpose(1, 2).split(layer.impl.head_size, dim=-1)
+    if layer.kv_cache_dtype in _FP8 and not key_cache.dtype.is_floating_point:
+        fp8 = _FP8[layer.kv_cache_dtype] or _platform_fp8()
+        key_cache, value_cache = key_cache.view(fp8), value_cache.view(fp8)
+    return key_cache, value_cache
+
+
+def _platform_fp8() -> torch.dtype:
+    from vllm.platforms import current_platform
+
+    return current_platform.fp8_dtype()

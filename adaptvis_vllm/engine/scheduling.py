@@ -1,0 +1,157 @@
+"""The engine core's part: room in a step, block hashes, the report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from adaptvis_vllm.engine.compat import steerable_model
+from adaptvis_vllm.steering.params import SteeringParams
+from adaptvis_vllm.steering.report import CARRIER, MODE_OFF, Report, nothing_to_steer
+from adaptvis_vllm.steering.span import has_positions
+
+ROOM = "adaptvis_room"  # on vLLM's SchedulerConfig: rows added to its max_num_batched_tokens
+
+
+@dataclass
+class RequestSteering:
+    """Steering of one request in the engine core."""
+
+    params: SteeringParams
+    last: int  # n, the last prompt position
+    image: bool  # whether the prompt has image positions
+    reported: bool = False
+    confidence: float | None = None
+    alpha: float | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.image and self.params.mode != "off"
+
+    def take(self, confidence: float, alpha: float) -> None:
+        """The worker's result; alpha, a float32 there, as the request spelt it."""
+        low, high = self.params.alpha_low, self.params.alpha_high
+        assert low is not None
+        assert high is not None
+        self.confidence = confidence
+        self.alpha = low if abs(low - alpha) < abs(high - alpha) else high
+
+    def report(self) -> Report:
+        if self.params.mode == "off":
+            return Report("off", reason=MODE_OFF)
+        if not self.image:
+            return Report(self.params.mode, reason=nothing_to_steer(self.params.span))
+        if self.params.mode == "scaling":
+            return Report("scaling", alpha=self.params.alpha, steered=True)
+        return Report("adaptive", self.confidence, self.alpha, steered=True)
+
+    def carried(self, kv_transfer_params: dict[str, Any] | None) -> dict[str, Any]:
+        """vLLM's parameters with the report, on their way to the front end."""
+        report = self.report()
+        carried = {**report.as_dict(), "branch": report.branch(self.params)}
+        return {**(kv_transfer_params or {}), CARRIER: carried}
+
+
+def steering_of(request: Any) -> RequestSteering | None:
+    """Of a vLLM `Request`, read once from the parameters that admission made complete."""
+    try:
+        return request.adaptvis
+    except AttributeError:
+        pass
+    params = None
+    if request.sampling_params is not None:
+        params = SteeringParams.from_flat(request.sampling_params.extra_args)
+    request.adaptvis = params and RequestSteering(
+        params,
+        request.num_prompt_tokens - 1,
+        has_positions(request.mm_features, params.span),
+    )
+    return request.adaptvis
+
+
+def make_room(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `VllmConfig._set_compile_ranges`: room for two side rows a request.
+
+    The worker's buffers are larger; what was derived from their size before, CUDA graph sizes
+    among it, is as it was, and `keep_budget` lets the scheduler fill a step as before.
+    """
+
+    def _set_compile_ranges(self: Any) -> None:
+        config, model = self.scheduler_config, self.model_config
+        # A configuration is checked again where it is copied.
+        if model is not None and steerable_model(model) and not hasattr(config, ROOM):
+            setattr(config, ROOM, 2 * config.max_num_seqs)
+            if config.max_num_scheduled_tokens is None:
+                config.max_num_scheduled_tokens = config.max_num_batched_tokens
+            config.max_num_batched_tokens += getattr(config, ROOM)
+        original(self)
+
+    return _set_compile_ranges
+
+
+def keep_budget(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Scheduler.__init__`: it knows nothing of the room for side rows."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        room = getattr(self.scheduler_config, ROOM, 0)
+        if room:
+            self.scheduler_config = copy.copy(self.scheduler_config)
+            self.scheduler_config.max_num_batched_tokens -= room
+
+    return __init__
+
+
+def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `generate_block_hash_extra_keys`.
+
+    The block that holds position n, and by the hash chain every later one, is keyed by the
+    steering and by the request, so only the request itself reads it, after a preemption.
+    No one else could use it: an equal prompt recomputes n anyway, and in a longer prompt
+    the same position is not the last one and not steered.
+    """
+
+    def generate_block_hash_extra_keys(
+        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+    ) -> tuple[tuple[Any, ...] | None, int]:
+        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+        steering = steering_of(request)
+        if steering is not None and steering.active and end_token_idx > steering.last:
+            own = request.request_id
+            keys = (*(keys or ()), ("adaptvis", steering.params.key(), own))
+        return keys, next_mm_idx
+
+    return generate_block_hash_extra_keys
+
+
+def exchange_results(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Scheduler.update_from_output`: confidences and alphas come from the worker, and
+    reports leave with the first token. The front end keeps them: it is there that a stop
+    string ends a request, and then there is no last output from here.
+    """
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        for req_id, result in getattr(model_runner_output, "adaptvis", {}).items():
+            request = self.requests.get(req_id)
+            steering = request and steering_of(request)
+            if steering:
+                steering.take(*result)
+        silent = {}
+        for req_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests.get(req_id)
+            steering = request and steering_of(request)
+            if steering and not steering.reported:
+                silent[req_id] = steering
+        results = original(self, scheduler_output, model_runner_output)
+        if silent:
+            for outputs in results.values():
+                for output in outputs.outputs:
+                    steering = silent.get(output.request_id)
+                    if steering is not None and output.new_token_ids:
+                        steering.reported = True
+                        output.kv_transfer_params = steering.carried(output.kv_transfer_params)
+        return results
+
+    return update_from_output

@@ -1,0 +1,1 @@
+"""Questions: benchmarks and own data."""

@@ -1,0 +1,1 @@
+"""What users' files hold: JSON lines, tables, pictures, videos, URLs."""

@@ -1,0 +1,1 @@
+"""Rows of a file, answered by an engine in this process."""

@@ -1,0 +1,13 @@
+"""The oracle: the method in eager transformers, two prompt passes for adaptive steering."""
+
+from typing import Any
+
+__all__ = ["ReferenceModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ReferenceModel":  # here: it imports torch and transformers
+        from adaptvis_vllm.reference.model import ReferenceModel
+
+        return ReferenceModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

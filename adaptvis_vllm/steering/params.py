@@ -1,0 +1,258 @@
+"""What a request may ask for: one validated type for every entrance.
+
+Import-light on purpose (no torch, no vLLM): it is loaded in every vLLM process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from adaptvis_vllm.steering.fields import (
+    ADAPTIVE_PRESETS,
+    MODES,
+    SCALING_PRESETS,
+    BadParameter,
+    check_field,
+    layer_indices,
+    nearest,
+    show,
+    word,
+)
+
+PREFIX = "adaptvis_"
+_ADAPTIVE_FIELDS = ("alpha_low", "alpha_high", "threshold")
+_USED = {"off": (), "scaling": ("alpha",), "adaptive": _ADAPTIVE_FIELDS}
+_NEUTRAL = ("layers", "confidence", "confidence_decimals", "span")
+_NEVER_NONE = ("mode", "confidence", "span")
+
+
+@dataclass(frozen=True)
+class SteeringParams:
+    """Steering of one request (AdaptVis and ScalingVis, arXiv 2503.01773).
+
+    The logits of the last prompt token towards the image are multiplied by alpha.
+
+    mode: "off", "scaling" (alpha is given) or "adaptive" (alpha_low if the confidence of
+        the unsteered first token is < threshold, else alpha_high). Left empty, it is
+        inferred: alpha means scaling, alpha_low, alpha_high or threshold adaptive; a
+        preset alone means adaptive where the paper has such a setting, else scaling.
+    alpha, alpha_low, alpha_high: finite, > 0, <= 100.
+    threshold: in [0, 1], as every confidence is.
+    layers: decoder layers to steer, "0-31" or "0,2,5-7"; None or "all" for all of them.
+    confidence: of the raw logits' softmax p over the vocabulary V: "max_prob" is max p;
+        "margin" the largest p minus the second; "entropy" 1 - H(p) / log V.
+    confidence_decimals: round the confidence before comparing; 0 to 6, None for not at
+        all; 2 is what the paper's code does.
+    span: "embeddings" or "all" scales the embeddings of images and of video frames, nothing
+        between them; "image" or "video" only those of the one kind; "interval" everything
+        from the first to the last of them, as the paper's code does.
+    preset: published values by dataset name, for alphas and threshold not given.
+
+    Values are checked and completed at construction: ValueError names the field.
+    """
+
+    mode: str = ""
+    alpha: float | None = None
+    alpha_low: float | None = None
+    alpha_high: float | None = None
+    threshold: float | None = None
+    layers: str | None = None
+    confidence: str = "max_prob"
+    confidence_decimals: int | None = None
+    span: str = "embeddings"
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        if given["mode"] == "":
+            del given["mode"]
+        for name, value in _resolve(given, "", None).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_flat(
+        cls, args: Mapping[str, Any] | None, *, defaults: SteeringParams | None = None
+    ) -> SteeringParams | None:
+        """Read the `adaptvis_*` keys of `SamplingParams.extra_args` or `vllm_xargs`.
+
+        Other keys are ignored, except names that begin with "adaptvis" in whatever case,
+        which are errors; without any of ours the result is `defaults`. What the
+        request leaves out is taken from `defaults`: all of it where the modes agree, else
+        layers, confidence, confidence_decimals and span. A value of None is left out.
+        ValueError names the offending key.
+        """
+        given = {}
+        for key, value in (args or {}).items():
+            if str(key).startswith(PREFIX):
+                given[key[len(PREFIX) :]] = value
+            elif str(key).lower().startswith("adaptvis"):
+                names = [PREFIX + f.name for f in fields(cls)]
+                raise BadParameter(
+                    f"unknown parameter {word(key)}{nearest(str(key).lower(), names, '')}"
+                )
+        return cls._build(given, PREFIX, defaults)
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], *, defaults: SteeringParams | None = None
+    ) -> SteeringParams | None:
+        """The same for keys without the prefix, all of which must be ours.
+
+        For `additional_config={"adaptvis": {...}}` and the `adaptvis` object of a row.
+        """
+        if not isinstance(values, Mapping):
+            raise BadParameter(f"adaptvis must be an object with named fields, not {show(values)}")
+        return cls._build({str(k): v for k, v in values.items()}, "", defaults)
+
+    @classmethod
+    def _build(
+        cls, given: dict[str, Any], prefix: str, defaults: SteeringParams | None
+    ) -> SteeringParams | None:
+        names = [f.name for f in fields(cls)]
+        for key in given:
+            if key not in names:
+                raise BadParameter(
+                    f"unknown parameter {word(prefix + key)}{nearest(key, names, prefix)}"
+                )
+        given = {k: v for k, v in given.items() if v is not None}
+        if not given:
+            return defaults
+        return cls(**_resolve(given, prefix, defaults))
+
+    def extra_args(self) -> dict[str, str | int | float]:
+        """Flat keys for `SamplingParams.extra_args` and `vllm_xargs`.
+
+        Complete: server-wide defaults change nothing in them. `from_flat` reads them back.
+        """
+        words = {"layers": "all", "confidence_decimals": "none"}
+        out = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            value = words.get(f.name) if value is None else value
+            if value is not None:
+                out[PREFIX + f.name] = value
+        return out
+
+    def key(self) -> str:
+        """Canonical text of all that influences steered K and V; "" when off."""
+        if self.mode == "off":
+            return ""
+        parts = [self.mode, *(repr(getattr(self, name)) for name in _USED[self.mode])]
+        if self.mode == "adaptive":
+            parts += [self.confidence, str(self.confidence_decimals)]
+        return ":".join(["adaptvis", *parts, self.layers or "all", self.span])
+
+    def layer_set(self, num_layers: int, *, prefix: str = "") -> frozenset[int] | None:
+        """Indices of the layers to steer, None for all; ValueError for one >= num_layers."""
+        if self.layers is None:
+            return None
+        chosen = layer_indices(self.layers)
+        if max(chosen) >= num_layers:
+            raise BadParameter(
+                f"{prefix}layers is {self.layers!r}, but the model has layers 0-{num_layers - 1}",
+                "layers",
+            )
+        return frozenset(chosen)
+
+
+def AdaptVis(
+    alpha_low: float | None = None,
+    alpha_high: float | None = None,
+    threshold: float | None = None,
+    *,
+    preset: str | None = None,
+    layers: str | None = None,
+    confidence: str = "max_prob",
+    confidence_decimals: int | None = None,
+    span: str = "embeddings",
+) -> SteeringParams:
+    """Adaptive steering; all three numbers, or a preset that supplies what is left out."""
+    return SteeringParams(
+        mode="adaptive",
+        alpha_low=alpha_low,
+        alpha_high=alpha_high,
+        threshold=threshold,
+        layers=layers,
+        confidence=confidence,
+        confidence_decimals=confidence_decimals,
+        span=span,
+        preset=preset,
+    )
+
+
+def ScalingVis(
+    alpha: float | None = None,
+    *,
+    preset: str | None = None,
+    layers: str | None = None,
+    span: str = "embeddings",
+) -> SteeringParams:
+    """Steering with one alpha, given or a preset's."""
+    return SteeringParams("scaling", alpha, layers=layers, span=span, preset=preset)
+
+
+def Off() -> SteeringParams:
+    """No steering, whatever the server's default."""
+    return SteeringParams("off")
+
+
+def _resolve(
+    given: Mapping[str, Any], prefix: str, defaults: SteeringParams | None
+) -> dict[str, Any]:
+    """Check the given values, settle the mode, fill in preset and defaults."""
+    ok = {
+        k: check_field(k, v, prefix) for k, v in given.items() if v is not None or k in _NEVER_NONE
+    }
+    mode = ok.get("mode") or _infer_mode(ok, prefix, defaults)
+    preset = ok.get("preset")
+    for name in ("alpha", *_ADAPTIVE_FIELDS, "preset"):
+        used = _USED[mode] + (("preset",) if mode != "off" else ())
+        if name in ok and name not in used:
+            raise BadParameter(f"{prefix}{name} does not go with {prefix}mode {mode!r}", name)
+    out: dict[str, Any] = {"mode": mode, "preset": preset}
+    if preset is not None:
+        out |= _preset_values(preset, mode, prefix)
+    for name in _USED[mode]:
+        if name in ok:
+            out[name] = ok[name]
+        elif name not in out and defaults is not None and defaults.mode == mode:
+            out[name] = getattr(defaults, name)
+        if out.get(name) is None:
+            raise BadParameter(f"{prefix}{name} is missing: {prefix}mode {mode!r} needs it", name)
+    for name in _NEUTRAL:
+        if name in ok:
+            out[name] = ok[name]
+        elif defaults is not None:
+            out[name] = getattr(defaults, name)
+    return out
+
+
+def _infer_mode(ok: Mapping[str, Any], prefix: str, defaults: SteeringParams | None) -> str:
+    adaptive = [name for name in _ADAPTIVE_FIELDS if name in ok]
+    if "alpha" in ok and adaptive:
+        raise BadParameter(
+            f"{prefix}alpha (mode 'scaling') does not go with {prefix}{adaptive[0]} "
+            f"(mode 'adaptive')",
+            "alpha",
+        )
+    if "alpha" in ok:
+        return "scaling"
+    if adaptive:
+        return "adaptive"
+    if "preset" in ok:
+        return "adaptive" if ok["preset"] in ADAPTIVE_PRESETS else "scaling"
+    if defaults is None or defaults.mode == "off":
+        raise BadParameter(f"{prefix}mode is missing: it must be one of {', '.join(MODES)}", "mode")
+    return defaults.mode
+
+
+def _preset_values(preset: str, mode: str, prefix: str) -> dict[str, float]:
+    if mode == "scaling":
+        return {"alpha": SCALING_PRESETS[preset]}
+    if preset not in ADAPTIVE_PRESETS:
+        raise BadParameter(
+            f"{prefix}preset {preset!r} has no setting for {prefix}mode 'adaptive'", "preset"
+        )
+    return dict(zip(_ADAPTIVE_FIELDS, ADAPTIVE_PRESETS[preset], strict=True))

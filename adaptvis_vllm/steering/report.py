@@ -1,0 +1,65 @@
+"""What was done to one request. Import-light: no torch, no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adaptvis_vllm.steering.params import SteeringParams
+
+NO_IMAGE = "no image"
+NO_VIDEO = "no video"  # of a request that steers towards videos only
+MODE_OFF = "mode off"
+CARRIER = "adaptvis"  # its key in vLLM's kv_transfer_params, and in responses
+
+
+def nothing_to_steer(span: str) -> str:
+    """The reason where a prompt has no position of this span."""
+    return NO_VIDEO if span == "video" else NO_IMAGE
+
+
+@dataclass(frozen=True)
+class Report:
+    """Goes out with every answer.
+
+    mode: the request's mode, "off" when it asked for nothing.
+    confidence: in [0, 1], of the unsteered first token; None outside adaptive steering.
+    alpha: the one applied; None when not steered.
+    steered: whether a row was scaled. With alpha 1 it is, to no effect.
+    reason: why not steered, one of this module's constants; None when steered.
+    """
+
+    mode: str
+    confidence: float | None = None
+    alpha: float | None = None
+    steered: bool = False
+    reason: str | None = None
+
+    def branch(self, steering: SteeringParams) -> str:
+        """Which alpha: "low" or "high", "given" by the request, or "none".
+
+        steering: the request's, complete. Where both alphas are the same the confidence tells, by
+        the comparison that `policy.choose_alpha` makes.
+        """
+        if not self.steered:
+            return "none"
+        if self.confidence is None or steering.threshold is None:
+            return "given"
+        if steering.alpha_low != steering.alpha_high:
+            return "low" if self.alpha == steering.alpha_low else "high"
+        import numpy as np  # here: the module is imported where nothing else needs it
+
+        places = steering.confidence_decimals
+        compared = self.confidence if places is None else round(self.confidence, places)
+        return "low" if np.float32(compared) < np.float32(steering.threshold) else "high"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def adaptive_branch(report: Mapping[str, Any] | None, steering: SteeringParams | None) -> str:
+    """ "low" or "high" for a `Report` as a dict, or "" where the confidence chose nothing."""
+    found = "none" if report is None or steering is None else Report(**report).branch(steering)
+    return found if found in ("low", "high") else ""

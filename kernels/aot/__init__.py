@@ -1,0 +1,1 @@
+"""The kernels compiled for GPUs that are not there."""

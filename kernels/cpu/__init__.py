@@ -1,0 +1,1 @@
+"""The compiled rows of CPUs."""

@@ -1,0 +1,258 @@
+// Steered rows over the paged KV cache of vLLM's CPU backend: one pass over K and V, softmax on
+// the way. All sums are in float32. A page is K or V of one kv head in one block:
+//
+//   not packed   K [dim, block], V [block, dim]
+//   packed       K [block/16, dim/2, 16, 2], V [dim/16, block/2, 16, 2], bfloat16
+//
+// Either way a product is a sum of weighted lines of the page: the logits of a block are the
+// lines of K weighted by q, and the answer is the lines of V weighted by the softmax.
+//
+// An entry is a row in its place, or up to two side rows, which follow each other in the batch
+// and in alpha. A page is read once for both; a side row has its own key and value at its last
+// position.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+extern "C" struct Rows {  // in the order of `kernels/cpu/build.py`
+    const void *query;    // [tokens, heads, dim]
+    void *output;         // likewise
+    const void *cache;    // [blocks, kv_heads, K page, V page]
+    const int32_t *block_table, *rows, *reqs, *kv_lens, *slots;
+    const float *alpha;
+    const int32_t *span_words, *span_starts, *span_lens;
+    const int32_t *own;       // side rows of the entry, or 0 for a row in its place
+    const void *key, *value;  // [side rows, kv_heads, dim] of the cache's type, or null
+    const float *sinks;       // [heads], or null
+    int64_t query_stride, output_stride, table_stride;
+    int32_t first_side, num_rows, heads, kv_heads, dim, block, window, packed, threads;
+    int32_t value_type, cache_type;  // `Type`, of query and output and of the cache
+    float scale, soft_cap;
+};
+
+namespace {
+
+struct BFloat16 {
+    uint16_t bits;
+    BFloat16() = default;
+    explicit BFloat16(float value) {  // to the nearest, ties to even
+        uint32_t x;
+        std::memcpy(&x, &value, 4);
+        bits = value != value ? 0x7fc0 : (x + 0x7fff + (x >> 16 & 1)) >> 16;
+    }
+    explicit operator float() const {
+        const uint32_t x = uint32_t(bits) << 16;
+        float value;
+        std::memcpy(&value, &x, 4);
+        return value;
+    }
+};
+
+enum Type { FLOAT32, FLOAT16, BFLOAT16 };
+
+float load(const void *values, int type, int64_t i) {
+    if (type == FLOAT16) return float(static_cast<const _Float16 *>(values)[i]);
+    if (type == BFLOAT16) return float(static_cast<const BFloat16 *>(values)[i]);
+    return static_cast<const float *>(values)[i];
+}
+
+void store(void *values, int type, int64_t i, float value) {
+    if (type == FLOAT16) static_cast<_Float16 *>(values)[i] = _Float16(value);
+    if (type == BFLOAT16) static_cast<BFloat16 *>(values)[i] = BFloat16(value);
+    if (type == FLOAT32) static_cast<float *>(values)[i] = value;
+}
+
+constexpr int TILE = 128;  // positions between two looks at the softmax
+
+// e^x for x <= 0, to 2e-7 of it and never below 1e-38; vector code on every processor.
+inline float exp_(float x) {
+    const float clamped = x < -87.0f ? -87.0f : x;
+    const float shifted = clamped * 1.44269504f + 12582912.0f;
+    const float whole = shifted - 12582912.0f;
+    const float r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    uint32_t bits, power;
+    std::memcpy(&bits, &y, 4);
+    std::memcpy(&power, &shifted, 4);
+    bits += (power - 0x4b400000u) << 23;
+    std::memcpy(&y, &bits, 4);
+    return x == x ? y : x;
+}
+
+// sums[0..W) += sum over i in [first, last) of weights[i] * lines[i * stride + 0..W)
+template <int W, class T>
+inline void add_lines(float *sums, const T *lines, int64_t stride, const float *weights, int first,
+                      int last) {
+    float acc[W];
+    for (int j = 0; j < W; j++) acc[j] = sums[j];
+    for (int i = first; i < last; i++) {
+        const T *line = lines + i * stride;
+        for (int j = 0; j < W; j++) acc[j] += weights[i] * float(line[j]);
+    }
+    for (int j = 0; j < W; j++) sums[j] = acc[j];
+}
+
+// The same for 16 columns of a packed page: a word holds lines 2i (low half) and 2i + 1 of one.
+// A line outside of [first, last) may hold anything, NaN too, so its half is masked.
+inline void add_packed(float *sums, const uint32_t *words, const float *weights, int first,
+                       int last) {
+    float acc[16];
+    const auto add = [&](int i, float low, float high, uint32_t mask) {
+        for (int j = 0; j < 16; j++) {
+            const uint32_t word = words[i * 16 + j] & mask;
+            const uint32_t x = word << 16, y = word & 0xffff0000u;
+            float a, b;
+            std::memcpy(&a, &x, 4);
+            std::memcpy(&b, &y, 4);
+            acc[j] += low * a + high * b;
+        }
+    };
+    for (int j = 0; j < 16; j++) acc[j] = sums[j];
+    if (first % 2) add(first / 2, 0.0f, weights[first], 0xffff0000u);
+    for (int i = (first + 1) / 2; i < last / 2; i++)
+        add(i, weights[2 * i], weights[2 * i + 1], 0xffffffffu);
+    if (last % 2) add(last / 2, weights[last - 1], 0.0f, 0x0000ffffu);
+    for (int j = 0; j < 16; j++) sums[j] = acc[j];
+}
+
+// sums[0..width) += columns [column, column + width) of the page's lines [line + first,
+// line + last), weighted. high, wide: of the page, unpacked.
+template <class T>
+void add_page(float *sums, const T *page, bool packed, int high, int wide, int column, int width,
+              const float *weights, int line, int first, int last) {
+    if (packed) {
+        const auto *words = reinterpret_cast<const uint32_t *>(page) + line / 2 * 16;
+        for (int j = 0; j < width; j += 16)
+            add_packed(sums + j, words + (column + j) * (high / 2), weights, first, last);
+        return;
+    }
+    page += line * wide + column;
+    for (; width >= 128; sums += 128, page += 128, width -= 128)
+        add_lines<128>(sums, page, wide, weights, first, last);
+    for (; width >= 64; sums += 64, page += 64, width -= 64)
+        add_lines<64>(sums, page, wide, weights, first, last);
+    for (; width >= 16; sums += 16, page += 16, width -= 16)
+        add_lines<16>(sums, page, wide, weights, first, last);
+}
+
+constexpr int MOST = 2;  // rows of an entry
+
+// One entry, for kv heads [group_first, group_last): their pages of a block are neighbours.
+template <class T>
+void steer(const Rows &c, int entry, int group_first, int group_last) {
+    const int members = c.heads / c.kv_heads, dim = c.dim, block = c.block;
+    const int head_first = group_first * members, heads = (group_last - group_first) * members;
+    const int own = c.own[entry], rows = std::max(own, 1), length = c.kv_lens[entry];
+    const int end = own ? length - 1 : length;  // in the cache
+    const int begin = c.window > 0 ? std::max(0, length - c.window) : 0;
+    const float *alpha = c.alpha + c.slots[entry];
+    const int32_t *words = c.span_words + c.span_starts[entry], num_words = c.span_lens[entry];
+    const int32_t *table = c.block_table + c.reqs[entry] * c.table_stride;
+    const int64_t row = c.rows[entry];
+
+    // The lanes of a row are its heads: lane = row * heads + head.
+    const int lanes = rows * heads;
+    std::vector<float> state(lanes * (2 * dim + 2), 0.0f);
+    float *q = state.data(), *sums = q + lanes * dim, *most = sums + lanes * dim;
+    float *total = most + lanes;
+    for (int r = 0; r < rows; r++) {
+        const int64_t query = (row + r) * c.query_stride + head_first * dim;
+        for (int i = 0; i < heads * dim; i++)
+            q[r * heads * dim + i] = load(c.query, c.value_type, query + i);
+    }
+    for (int lane = 0; lane < lanes; lane++) {
+        most[lane] = c.sinks ? c.sinks[head_first + lane % heads] : -INFINITY;
+        total[lane] = c.sinks ? 1.0f : 0.0f;
+    }
+
+    for (int start = begin / block * block; start < end; start += block) {
+        for (int tile = 0; tile < block; tile += TILE) {
+            const int width = std::min(TILE, block - tile);
+            const int first = std::max(0, begin - start - tile);
+            const int last = std::min(width, end - start - tile);
+            if (first >= last) continue;
+
+            float factor[MOST][TILE];
+            for (int j = 0; j < width; j += 16) {
+                const int position = start + tile + j, word = position / 32;
+                const uint32_t bits = word < num_words ? uint32_t(words[word]) >> position % 32 : 0;
+                for (int r = 0; r < rows; r++)
+                    for (int i = 0; i < 16; i++)
+                        factor[r][j + i] = bits >> i & 1 ? alpha[r] * c.scale : c.scale;
+            }
+            for (int h = 0; h < heads; h++) {
+                const int64_t group = int64_t(table[start / block]) * c.kv_heads + group_first;
+                const T *k = static_cast<const T *>(c.cache) + (group + h / members) * 2 * block * dim;
+                const T *v = k + block * dim;
+                for (int r = 0; r < rows; r++) {
+                    const int lane = r * heads + h;
+                    float p[TILE] = {};
+                    add_page(p, k, c.packed, dim, block, tile, width, q + lane * dim, 0, 0, dim);
+                    for (int j = 0; j < width; j++) p[j] *= factor[r][j];
+                    if (c.soft_cap > 0)
+                        for (int j = first; j < last; j++)
+                            p[j] = c.soft_cap * std::tanh(p[j] / c.soft_cap);
+                    float top = most[lane], sum = 0;
+#pragma omp simd reduction(max : top)
+                    for (int j = first; j < last; j++) top = p[j] > top ? p[j] : top;
+                    for (int j = 0; j < width; j++) p[j] = exp_(p[j] - top);
+#pragma omp simd reduction(+ : sum)
+                    for (int j = first; j < last; j++) sum += p[j];
+                    const float shrink = exp_(most[lane] - top);
+                    most[lane] = top;
+                    total[lane] = total[lane] * shrink + sum;
+                    float *out = sums + lane * dim;
+                    for (int d = 0; d < dim; d++) out[d] *= shrink;
+                    add_page(out, v, c.packed, block, dim, 0, dim, p, tile, first, last);
+                }
+            }
+        }
+    }
+    for (int lane = 0; own && lane < lanes; lane++) {
+        const int r = lane / heads, group = group_first + lane % heads / members, word = end / 32;
+        const bool image = word < num_words && uint32_t(words[word]) >> end % 32 & 1;
+        const int64_t line = ((row + r - c.first_side) * c.kv_heads + group) * dim;
+        const T *k = static_cast<const T *>(c.key) + line, *v = static_cast<const T *>(c.value) + line;
+        float p = 0;
+        for (int d = 0; d < dim; d++) p += q[lane * dim + d] * float(k[d]);
+        p *= image ? alpha[r] * c.scale : c.scale;
+        if (c.soft_cap > 0) p = c.soft_cap * std::tanh(p / c.soft_cap);
+        const float top = p > most[lane] ? p : most[lane];
+        const float shrink = exp_(most[lane] - top), weight = exp_(p - top);
+        most[lane] = top;
+        total[lane] = total[lane] * shrink + weight;
+        float *out = sums + lane * dim;
+        for (int d = 0; d < dim; d++) out[d] = out[d] * shrink + weight * float(v[d]);
+    }
+    for (int lane = 0; lane < lanes; lane++) {
+        const int64_t output = (row + lane / heads) * c.output_stride + (head_first + lane % heads) * dim;
+        for (int d = 0; d < dim; d++)
+            store(c.output, c.value_type, output + d, sums[lane * dim + d] / total[lane]);
+    }
+}
+
+}  // namespace
+
+extern "C" void adaptvis_steer_rows(const Rows *c) {
+    // Few rows are cut into parts, so that every thread has work.
+    const int wanted = c->threads > 1 ? 2 * c->threads : 1;
+    const int parts = std::min((wanted + c->num_rows - 1) / c->num_rows, c->kv_heads);
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(c->threads)
+    for (int row = 0; row < c->num_rows; row++)
+        for (int part = 0; part < parts; part++) {
+            if (c->kv_lens[row] <= 0) continue;
+            const int first = c->kv_heads * part / parts, last = c->kv_heads * (part + 1) / parts;
+            if (c->cache_type == FLOAT32) steer<float>(*c, row, first, last);
+            if (c->cache_type == FLOAT16) steer<_Float16>(*c, row, first, last);
+            if (c->cache_type == BFLOAT16) steer<BFloat16>(*c, row, first, last);
+        }
+}

@@ -1,0 +1,252 @@
+"""Between scheduling a step and sending its results the host never waits for the device.
+
+On a GPU, PyTorch itself raises at every synchronising call. Without one, the calls that
+would synchronise are made to raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.engine.steps import Steering
+
+VOCAB = 97
+FORBIDDEN = (
+    *("item", "cpu", "tolist", "numpy", "nonzero", "masked_select"),
+    *("__bool__", "__int__", "__float__", "__index__", "__array__"),
+)
+
+
+@contextmanager
+def no_sync(device: str) -> Iterator[None]:
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+
+    def refuse(name: str) -> Any:
+        def call(*_: Any, **__: Any) -> None:
+            raise AssertionError(f"Tensor.{name} waits for the device")
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FORBIDDEN:
+            patch.setattr(torch.Tensor, name, refuse(name))
+        patch.setattr(torch.cuda, "synchronize", refuse("cuda.synchronize"))
+        # vLLM's CPU runner replaces the class by one without this method.
+        patch.setattr(torch.cuda.Event, "synchronize", refuse("Event"), raising=False)
+        yield
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Placeholder:
+    """vLLM's `PlaceholderRange`, as far as it is asked."""
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.range = (offset, offset + length - 1)
+
+    def extract_embeds_range(self) -> list[tuple[int, int]]:
+        return [self.range]
+
+
+def new_request(req_id: str, length: int, steering: SteeringParams) -> Any:
+    return SimpleNamespace(
+        req_id=req_id,
+        num_computed_tokens=0,
+        prompt_len=length,
+        mm_features=[SimpleNamespace(modality="image", mm_position=Placeholder(3, length - 8))],
+        sampling_params=SimpleNamespace(extra_args=steering.extra_args()),
+    )
+
+
+def output(
+    scheduled: dict[str, int],
+    new: list[Any] = (),
+    cached: dict[str, int] | None = None,
+    finished: tuple[str, ...] = (),
+    resumed: tuple[str, ...] = (),
+) -> Any:
+    cached = cached or {}
+    return SimpleNamespace(
+        num_scheduled_tokens=scheduled,
+        scheduled_new_reqs=list(new),
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=list(cached),
+            num_computed_tokens=list(cached.values()),
+            resumed_req_ids=set(resumed),
+        ),
+        finished_req_ids=set(finished),
+        scheduled_spec_decode_tokens={},
+    )
+
+
+HIDDEN = 8
+
+
+def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor) -> Any:
+    """One step of either runner adapter; returns the (not yet read) model output.
+
+    logits: [requests + side rows, V], what the model's head gives.
+    """
+    steering.begin_step(scheduler_output)
+    counts = list(scheduler_output.num_scheduled_tokens.values())
+    plan, total = steering.plan, sum(counts)
+    if plan is not None:
+        index = {name: i for i, name in enumerate(scheduler_output.num_scheduled_tokens)}
+        steering.locate(index, np.concatenate([[0], np.cumsum(counts)]))
+        rows = torch.zeros(total + steering.extra_rows, HIDDEN, device=steering.device)
+        steering.copy_rows(rows, rows[:, 0].long(), rows[None, :, 0].long().repeat(3, 1))
+        steering.before_forward(SimpleNamespace(), rows[:, 0] > 0)
+        plan.layers_done += sum(rows is not None for rows in plan.by_layer)
+        steering.after_forward(rows)
+    steering.end_forward()
+    hidden = torch.zeros(len(counts), HIDDEN, device=steering.device)
+    sampled = steering.logits(hidden, lambda rows: logits[: len(rows)].clone())
+    return steering.end_sampling(
+        SimpleNamespace(get_output=lambda: SimpleNamespace(sampled=sampled))
+    )
+
+
+def test_choice_without_waiting(device: str) -> None:
+    torch.manual_seed(0)
+    steering = Steering(torch.device(device), range(4))
+    logits = torch.randn(7, VOCAB, device=device)
+    requests = [
+        new_request("a", 40, AdaptVis(0.5, 2.0, 1.0)),
+        new_request("b", 30, AdaptVis(0.5, 2.0, 0.0, confidence="entropy", confidence_decimals=2)),
+        new_request("c", 20, ScalingVis(1.5, layers="1-2")),
+    ]
+    steering.alpha.fill_(float("nan"))
+    chosen = []
+    if device == "cuda":
+        torch.cuda.synchronize()
+    with no_sync(device):
+        steering.begin_step(output({}))
+        first = output({"a": 40, "c": 20, "b": 30}, requests)
+        commits = steering.logits
+        steering.logits = lambda *args: (  # type: ignore[method-assign]
+            steering.choosing.commits.append(chosen.append),
+            commits(*args),
+        )[1]
+        done = step(steering, first, logits)
+        del steering.logits
+        # Resumed, before anything of the first step is known on the host.
+        again = output({"a": 40, "b": 1}, cached={"a": 0, "b": 29}, resumed=("a", "b"))
+        steering.begin_step(again)
+        steering.locate({"b": 0, "a": 1}, np.array([0, 1, 41]))
+        rows = steering.plan.by_layer[0]
+        steering.plan.layers_done = 4
+        steering.end_forward()
+        resumed = steering.end_sampling(SimpleNamespace(get_output=lambda: SimpleNamespace()))
+    result = done.get_output()
+    probabilities = logits.float().softmax(-1).cpu()
+    assert result.adaptvis["a"] == pytest.approx((probabilities[0].max().item(), 0.5))
+    assert result.adaptvis["b"][1] == 2.0
+    # Rows a, c, b; then a low, a high, b low, b high.
+    assert chosen[0].tolist() == [0, 3]
+    assert torch.equal(result.sampled, logits[[3, 1, 6]])
+    assert not hasattr(resumed.get_output(), "adaptvis")
+    alphas = rows.alpha[rows.slots.long()].tolist()
+    found = zip(rows.rows.tolist(), rows.kv_lens.tolist(), rows.own.tolist(), alphas, strict=True)
+    assert sorted(found) == [(0, 30, 0, 2.0), (40, 40, 0, 0.5)]
+    with no_sync(device):
+        step(steering, output({"a": 1}, cached={"a": 41}, finished=("b", "c")), logits[:1])
+    assert set(steering.requests) == {"a"}
+
+
+def test_side_rows_lie_behind_the_batch(device: str) -> None:
+    """With drafts of others and placeholders of its own behind row n."""
+    steering = Steering(torch.device(device), range(3))
+    new = [
+        new_request("a", 40, AdaptVis(0.5, 2.0, 1.0, layers="1")),
+        new_request("b", 30, ScalingVis(3.0)),
+    ]
+    scheduled = output({"x": 4, "a": 43, "b": 30}, new, cached={"x": 50})
+    scheduled.scheduled_spec_decode_tokens = {"x": [1, 2, 3], "a": [-1, -1, -1]}
+    steering.begin_step(scheduled)
+    assert steering.extra_rows == 2
+    steering.locate({"x": 0, "a": 1, "b": 2}, np.array([0, 4, 47, 77]))
+    plan = steering.plan
+    assert plan.tail == slice(77, 79)
+    assert plan.base.tolist() == [43]
+    assert plan.source.tolist() == [43, 43]
+    assert plan.lines.tolist() == [4]  # of 4 + 4 + 1
+    for rows, alphas in zip(plan.by_layer, ([1, 1], [0.5, 2], [1, 1]), strict=True):
+        assert rows.rows.tolist() == [76, 77]
+        assert rows.own.tolist() == [0, 2]
+        assert rows.reqs.tolist() == [2, 1]
+        assert rows.kv_lens.tolist() == [30, 40]
+        first = int(rows.slots[1])
+        assert rows.alpha[first : first + 2].tolist() == alphas
+        assert rows.alpha[rows.slots[0].long()] == 3
+    embeds = torch.arange(79 * 2, device=device).float().view(79, 2)
+    positions = torch.arange(3 * 79, device=device).view(3, 79)
+    steering.copy_rows(embeds, positions, positions[0], None)
+    padding = torch.arange(80, device=device) >= 77
+    features = [torch.arange(80.0, device=device)[:, None]]
+    steering.before_forward(SimpleNamespace(deepstack_input_embeds=features), padding)
+    assert padding.nonzero().flatten().tolist() == [79]  # experts look at side rows
+    assert features[0][77:].flatten().tolist() == [43, 43, 79]
+    assert torch.equal(embeds[77:], embeds[[43, 43]])
+    assert torch.equal(positions[:, 77:], positions[:, [43, 43]])
+
+
+def test_the_guard_works(device: str) -> None:
+    tensor = torch.ones(3, device=device)
+    with pytest.raises((AssertionError, RuntimeError)), no_sync(device):
+        tensor.sum().item()
+
+
+def test_slots_are_recycled_and_the_table_grows(device: str) -> None:
+    """A slot's next owner gets its own alpha, and many requests at once have room."""
+    steering = Steering(torch.device(device), range(2))
+    alphas = np.linspace(0.5, 3.0, 150)
+    for start in (0, 150):
+        names = [f"{start + i}" for i in range(150)]
+        new = [new_request(n, 20, ScalingVis(float(a))) for n, a in zip(names, alphas, strict=True)]
+        finished = tuple(f"{i}" for i in range(150)) if start else ()
+        steering.begin_step(output(dict.fromkeys(names, 20), new, finished=finished))
+        steering.locate({n: i for i, n in enumerate(names)}, np.arange(151) * 20)
+        rows = steering.plan.by_layer[0]
+        found = rows.alpha[rows.slots.long()]
+        assert found.tolist() == pytest.approx(alphas.tolist())
+        assert rows.rows.tolist() == [20 * i + 19 for i in range(150)]
+        assert steering._slots_used == 150
+        steering.plan.layers_done = 2
+        steering.end_forward()
+        steering.end_sampling(SimpleNamespace())
+        alphas = alphas[::-1]
+
+
+def test_never_silently_unsteered(device: str) -> None:
+    """Layers without rows, a choice that nobody made, a prompt that was passed: all errors."""
+    steering = Steering(torch.device(device), range(2))
+    first = output({"a": 20}, [new_request("a", 20, AdaptVis(0.5, 2, 0.5))])
+    steering.begin_step(first)
+    steering.locate({"a": 0}, np.array([0, 20]))
+    steering.plan.layers_done = 1
+    with pytest.raises(RuntimeError, match="1 of 2 layers were steered"):
+        steering.end_forward()
+    steering.choosing = steering.sampling
+    with pytest.raises(RuntimeError, match="without a choice"):
+        steering.end_sampling(SimpleNamespace())
+    steering.pending["a"] = steering.requests["a"]
+    steering.requests["a"].steered = False
+    with pytest.raises(RuntimeError, match="without having been steered"):
+        steering.begin_step(output({"a": 1}, cached={"a": 20}))

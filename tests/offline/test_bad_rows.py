@@ -1,0 +1,470 @@
+"""A bad row hurts nobody else: by every entrance, refused for every reason, at every moment.
+
+Bad rows are about pictures that good rows ask about too. ADAPTVIS_TEST_ROWS=1000: 300 rows, 30 of
+them bad; else fewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from checkpoints.images import make_image
+from support.batch_cases import ENGINE, FULL, IMAGES, good_row, make_images, mixed, read, run
+from support.engine import close, generate, make_llm, prompt, sampling, tokens
+from support.http_server import QUESTION, data_uri, messages, post, running
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from adaptvis_vllm import AdaptVis, ScalingVis, cli
+from adaptvis_vllm.engine.bounds import check_completed, max_tokens_max
+from adaptvis_vllm.offline.runner import RowRunner
+from adaptvis_vllm.steering.fields import BadParameter
+
+ROWS = 300 if FULL else 90
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    make_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(folder: Path) -> tuple[Path, dict[int, str]]:
+    path, reasons = mixed(folder, ROWS, 0.1)
+    assert len(set(reasons.values())) >= 15
+    return path, reasons
+
+
+@pytest.fixture(scope="module")
+def expected(engine: Any, folder: Path, file: tuple[Path, dict[int, str]]) -> dict[int, Any]:
+    """What an engine answers that is asked the good rows alone."""
+    good = [number for number in range(ROWS) if number not in file[1]]
+    answers = RowRunner(engine, folder).run(map(good_row, good))
+    return dict(zip(good, answers, strict=True))
+
+
+STEERINGS = (None, ScalingVis(3.0), AdaptVis(0.3, 3.0, 0.4))
+
+
+@pytest.fixture(scope="module")
+def right(engine: Any) -> list[Any]:
+    """By picture, from an engine that was asked nothing else."""
+    return [generate(engine, [prompt(n)], sampling(STEERINGS[n % 3]))[0] for n in range(20)]
+
+
+def check(rows: list[dict[str, Any]], reasons: dict[int, str], expected: dict[int, Any]) -> None:
+    """Exactly the bad rows are error rows, and the others' answers are right."""
+    assert len(rows) == ROWS
+    wrong = {number for number, row in enumerate(rows) if row["error"] is not None}
+    assert wrong == set(reasons), [rows[n] for n in wrong ^ set(reasons)]
+    for number, reason in reasons.items():
+        assert reason in rows[number]["error"]
+        assert rows[number]["text"] is None
+    for number, right in expected.items():
+        row = rows[number]
+        assert (row["id"], row["text"], row["token_ids"]) == (
+            number,
+            right["text"],
+            right["token_ids"],
+        )
+        assert row["adaptvis"] == pytest.approx(right["adaptvis"], abs=1e-4)
+    print(f"{len(expected)} right answers, {len(reasons)} error rows")
+
+
+def test_in_process(
+    engine: Any, folder: Path, file: tuple[Path, dict[int, str]], expected: dict[int, Any]
+) -> None:
+    from adaptvis_vllm.files.lines import read_lines
+
+    engine.llm_engine.reset_mm_cache()
+    check(list(RowRunner(engine, folder).run(read_lines(file[0]))), file[1], expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2] if FULL else [2])
+def test_generate(
+    processes: int,
+    model: Path,
+    file: tuple[Path, dict[int, str]],
+    expected: dict[int, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(processes - 1))
+    out = tmp_path / "out.jsonl"
+    run("generate", "--model", model, "--input", file[0], "--output", out, *ENGINE, code=3)
+    check(read(out), file[1], expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [2])
+def test_batch(
+    workers: int,
+    model: Path,
+    file: tuple[Path, dict[int, str]],
+    expected: dict[int, Any],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.jsonl"
+    run("batch", file[0], "-o", out, "--workers", workers, "--model", model, *ENGINE, code=3)
+    check(read(out), file[1], expected)
+
+
+def test_given_up_is_no_answer(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine core ends with "error" is an error row, in both formats of a batch too."""
+    from adaptvis_vllm.batch.openai import OpenAIFormat
+    from adaptvis_vllm.offline.engine import RowFormat, VllmEngine
+    from adaptvis_vllm.offline.stream import EngineFailed
+
+    step, ended = engine.llm_engine.step, []
+
+    def failing() -> list[Any]:
+        outputs = step()
+        for output in outputs:
+            if output.finished and output.request_id not in ended and not len(ended) % 2:
+                output.outputs[0].finish_reason, output.outputs[0].text = "error", ""
+                ended.append(output.request_id)
+            elif output.finished:
+                ended.append(output.request_id)
+        return outputs
+
+    monkeypatch.setattr(engine.llm_engine, "step", failing)
+    rows = list(RowRunner(engine, folder).run(good_row(n) for n in (1, 2)))
+    assert sorted(row["error"] is None for row in rows) == [False, True]
+    (given_up,) = [row for row in rows if row["error"] is not None]
+    assert "finish_reason 'error'" in given_up["error"]
+    assert given_up["text"] is None
+
+    batch = VllmEngine.__new__(VllmEngine)
+    output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error")])
+    for batch.format in (RowFormat(engine, folder, None, {}), OpenAIFormat(engine)):
+        with pytest.raises(EngineFailed, match="finish_reason 'error'") as caught:
+            batch.answer(None, output)
+        refused = batch.refuse({"id": 1, "custom_id": "1"}, caught.value)
+        assert "finish_reason 'error'" in (refused.error or "")
+    assert refused.row["response"]["status_code"] == 500
+
+
+def bad_questions(picture: str) -> list[tuple[dict[str, Any] | str, str]]:
+    """(row or line of own data, what its reason names)."""
+    asked = {"image": picture, "question": "Where?", "answer": "left"}
+    several = {"question": "Where?", "answer": "left"}
+    return [
+        (asked | {"prompt": "USER: Where? ASSISTANT:"}, "placeholder"),
+        (asked | {"question": "word " * 123}, "512"),
+        (several | {"images": [picture, "19.png", "18.png", "17.png"]}, "At most 3 image"),
+        (several | {"images": [picture, "19.png"], "prompt": "<image>?"}, "placeholder"),
+        (asked | {"question": "word " * 600}, "512"),
+        (asked | {"image": "absent.png"}, "no such file"),
+        (asked | {"image": "broken.png"}, "no readable image"),
+        (asked | {"image": "short.png"}, "no readable image"),
+        (asked | {"image": "http://127.0.0.1:9/x.png"}, "image"),
+        (asked | {"image": "data:image/png;base64,@@"}, "image"),
+        (asked | {"image": None}, "image is null"),
+        (asked | {"question": 3}, "question must be"),
+        (asked | {"answer": None}, "answer must be"),
+        (asked | {"choices": [1]}, "choices must be"),
+        ("{not json", "not JSON"),
+        ("[1, 2]", "object"),
+    ]
+
+
+def test_eval(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own data: the figures and answers are those of the good questions alone."""
+    monkeypatch.setattr("adaptvis_vllm.evaluation.command.make_llm", lambda args: engine)
+    kinds = bad_questions("")
+    count = ROWS // 10 if FULL else len(kinds)
+    clean, lines, reasons = [], [], []
+    for number in range(ROWS):
+        picture = f"{number % IMAGES}.png"
+        row = {"id": number, "image": picture, "question": f"Where? {number}", "answer": "on"}
+        if number % 3 == 0 and len(reasons) < count:
+            bad, reason = bad_questions(picture)[len(reasons) % len(kinds)]
+            bad = bad if isinstance(bad, str) else json.dumps({"id": f"bad {number}"} | bad)
+            lines.append(bad)
+            reasons.append(reason)
+        else:
+            lines.append(json.dumps(row))
+            clean.append(lines[-1])
+    found = []
+    for name, written, code in (("clean", clean, 0), ("questions", lines, 3)):
+        (folder / f"{name}.jsonl").write_text("\n".join(written))
+        engine.llm_engine.reset_mm_cache()
+        out = folder / f"{name}.json"
+        words = ("--data", folder / f"{name}.jsonl", "--model", "tiny", "-o", out)
+        words += ("--alpha", 3, "--max-tokens", 3)
+        assert cli.main(["eval", *map(str, words)]) == code
+        found.append(json.loads(out.read_text()))
+    assert found[1]["answers"] == found[0]["answers"]
+    assert len(found[1]["answers"]) == ROWS - count
+    told = [error["error"] for error in found[1]["errors"]]
+    assert len(told) == count
+    assert all(any(reason in one for one in told) for reason in reasons)
+    print(f"{ROWS - count} right answers, {count} rows left out")
+
+
+# ---- a server -------------------------------------------------------------------------
+
+
+def refused_bodies(number: int) -> list[dict[str, Any]]:
+    """What a chat request about a picture is refused for, before and after it is rendered."""
+
+    def pictures(*urls: str, text: str = QUESTION) -> dict[str, Any]:
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
+
+    uri = data_uri(number)
+    return [
+        pictures("data:image/png;base64,AAAA"),
+        pictures(uri, uri[:200]),
+        pictures(uri, "http://127.0.0.1:9/x.png"),
+        pictures(uri, uri, uri, uri),
+        pictures(uri, text="word " * 600),
+        pictures(uri, text="word " * 123),
+        {"vllm_xargs": {"adaptvis_alpha": -1}},
+        {"vllm_xargs": {"adaptvis_alpha": 2.0, "adaptvis_layers": "9"}},
+        {"vllm_xargs": {"adaptvis_alfa": 2.0}},
+        {"adaptvis_alpha": 2.0},
+        {"max_tokens": 0},
+        {"max_tokens": 600},
+        {"min_tokens": 9},
+        {"top_k": 2**70, "temperature": 1},
+        {"seed": 2**64},
+        {"seed": 2**63 - 1, "n": 2, "temperature": 1},
+        {"stop_token_ids": [10**6]},
+        {"logit_bias": {"1000000": 1}},
+        {"allowed_token_ids": []},
+        {"logprobs": True, "top_logprobs": 21},
+        {"bad_words": [f"word {word}" for word in range(200)]},
+        {"stop": ["\ud800"]},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 1}}},
+        {"temperature": 3},
+        {"model": "another"},
+        {"cache_salt": ""},
+    ]
+
+
+def test_server(right: list[Any], model: Path, tmp_path: Path) -> None:
+    """All at once, good requests about the same pictures among bad ones: no 5xx."""
+    kinds = len(refused_bodies(0))
+    count = ROWS // 10 if FULL else kinds
+    requests: list[tuple[bool, int, dict[str, Any]]] = [(True, n % 20, {}) for n in range(ROWS)]
+    for kind in range(count):
+        picture = requests[3 * kind][1]
+        requests[3 * kind] = (False, picture, refused_bodies(picture)[kind % kinds])
+
+    def ask(request: tuple[bool, int, dict[str, Any]]) -> Any:
+        good, number, body = request
+        steering = STEERINGS[number % 3]
+        base = {"model": "tiny", "max_tokens": 8, "temperature": 0, "messages": messages(number)}
+        base |= {"vllm_xargs": steering.extra_args()} if steering and good else {}
+        return post(url, "/v1/chat/completions", {**base, "return_token_ids": True, **body})
+
+    options = ("--limit-mm-per-prompt", '{"image": 3}')
+    with running(tmp_path, model, *options) as url, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, requests))
+    for (good, number, body), answer in zip(requests, answers, strict=True):
+        assert answer.status_code < 500, (body, answer.text)
+        assert (answer.status_code == 200) is good, (body, answer.text)
+        if good:
+            choice = answer.json()["choices"][0]
+            assert choice["token_ids"] == tokens(right[number])[0]
+    print(f"{ROWS - count} right answers, {count} refused with 4xx")
+
+
+# ---- engines in Python ----------------------------------------------------------------
+
+
+def bad_requests() -> dict[str, tuple[Any, dict[str, Any], str]]:
+    """name -> (prompt about picture 0, sampling options, what the error names)."""
+    two = {"prompt": "USER: <image>?", "multi_modal_data": {"image": [make_image(0)] * 2}}
+    many = {"prompt": "<image>" * 4, "multi_modal_data": {"image": [make_image(0)] * 4}}
+    none = {"prompt": "USER: hi", "multi_modal_data": {"image": make_image(0)}}
+    layers = ScalingVis(2.0, layers="9").extra_args()
+    return {
+        "layers": (prompt(0), {"extra_args": layers}, "adaptvis_layers"),
+        "seed": (prompt(0), {"temperature": 1.0, "seed": 2**64}, "seed must be a whole number"),
+        "last seed": (prompt(0), {"temperature": 1.0, "seed": 2**63 - 2, "n": 3}, "seed must be"),
+        "kind of seed": (prompt(0), {"temperature": 1.0, "seed": "7"}, "seed must be int"),
+        "max_tokens": (prompt(0), {"max_tokens": 2**40}, "max_tokens must be a whole number"),
+        "top_k": (prompt(0), {"temperature": 1.0, "top_k": 2**70}, "top_k must hold whole numbers"),
+        "stop": (prompt(0), {"stop": ["\ud800"]}, "stop must be Unicode"),
+        "stop_token_ids": (prompt(0), {"stop_token_ids": [10**6]}, "stop_token_ids"),
+        "logprobs": (prompt(0), {"logprobs": 21}, "logprobs"),
+        "placeholder": (none, {}, "placeholder"),
+        "placeholders": (two, {}, "placeholder"),
+        "many": (many, {}, "image"),
+        "long": (prompt(0, "word " * 123), {}, "512"),
+    }
+
+
+def asked(**options: Any) -> SamplingParams:
+    return SamplingParams(**({"temperature": 0.0, "max_tokens": 8} | options))
+
+
+REFUSALS = (ValueError, VLLMValidationError)
+
+
+def test_parameters_come_before_pictures(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is rendered, nor queued, of a call with a wrong parameter in it."""
+    rendered = []
+    renderer = engine.llm_engine.renderer
+    process = renderer._process_multimodal
+    monkeypatch.setattr(
+        renderer, "_process_multimodal", lambda *a, **k: rendered.append(1) or process(*a, **k)
+    )
+    chats = [[{"role": "user", "content": [{"type": "image_pil", "image_pil": make_image(0)}]}]]
+    for options in (
+        {"extra_args": {"adaptvis_alpha": -1}},
+        {"extra_args": ScalingVis(2.0, layers="9").extra_args()},
+        {"seed": 2**64},
+    ):
+        params = [asked(), asked(**options)]
+        for call in (
+            lambda params=params: engine.generate([prompt(0), prompt(1)], params, use_tqdm=False),
+            lambda params=params: engine.enqueue([prompt(0), prompt(1)], params, use_tqdm=False),
+            lambda params=params: engine.chat(chats * 2, params, use_tqdm=False),
+            lambda params=params: engine.enqueue_chat(chats * 2, params, use_tqdm=False),
+        ):
+            with pytest.raises(ValueError, match=r"adaptvis_alpha|adaptvis_layers|seed"):
+                call()
+    assert not rendered
+    assert not engine.llm_engine.has_unfinished_requests()
+    generate(engine, [prompt(0)], sampling())
+    assert rendered
+
+
+# ---- numbers --------------------------------------------------------------------------
+
+
+def test_the_ends_of_the_ranges(engine: Any) -> None:
+    """What is still allowed is answered by Model Runner V1, and `n` > 1 counts the seed up."""
+    most = max_tokens_max(engine.llm_engine.vllm_config)
+    for options in (
+        {"seed": 2**63 - 1},
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 3, "n": 3},
+        {"seed": -1},  # none, for vLLM
+        {"max_tokens": most, "stop_token_ids": list(range(300)), "seed": 0},
+        {"top_k": 2**63, "seed": 0},
+    ):
+        (answer,) = generate(engine, [prompt(0)], sampling(temperature=1.0, **options))
+        assert all(choice.token_ids for choice in answer.outputs)
+    with pytest.raises(ValueError, match=f"max_tokens must be .* from 1 to {most}, not {most + 1}"):
+        generate(engine, [prompt(0)], sampling(max_tokens=most + 1))
+
+
+def test_the_ends_of_the_ranges_on_v2(model: Path, tmp_path: Path) -> None:
+    """The same rows on Model Runner V2."""
+    most = 2**31 - 1 - 32
+    rows: list[dict[str, Any]] = [
+        {"seed": 2**63 - 1, "temperature": 1},
+        {"seed": 2**63, "temperature": 1},
+        {"max_tokens": most},
+        {"max_tokens": most + 1},
+    ]
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "Hi", "max_tokens": 2} | r) + "\n" for r in rows))
+    files = ("--model", model, "--input", path, "--output", out)
+    run("generate", "--runner", "v2", *files, *ENGINE, "--max-model-len", 32, code=3)
+    answers = read(out)
+    assert [row["error"] is None for row in answers] == [True, False, True, False]
+
+
+def test_lists_on_v2() -> None:
+    """Model Runner V2 has room for so many tokens a request; V1 takes what vLLM takes."""
+
+    def config(v2: bool) -> Any:
+        return SimpleNamespace(use_v2_model_runner=v2)
+
+    many = SamplingParams(min_tokens=1, stop_token_ids=list(range(129)))
+    words = SamplingParams()
+    words._bad_words_token_ids = [[1] * 513, [2] * 512]
+    for name, params in {
+        "allowed_token_ids": SamplingParams(allowed_token_ids=list(range(1025))),
+        "logit_bias": SamplingParams(logit_bias=dict.fromkeys(range(1025), 1.0)),
+        "stop_token_ids": many,
+        "bad_words": words,
+    }.items():
+        check_completed(params, config(False))
+        with pytest.raises(BadParameter, match=f"{name} must come to at most 1.* tokens"):
+            check_completed(params, config(True))
+    many.min_tokens = 0
+    check_completed(many, config(True))
+
+
+# ---- engine cores in other processes: last, they end what this process's engine needs ------
+
+
+def test_llm_in_two_processes(
+    right: list[Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error, or the right answer: never an empty one. In one call and in one after the other."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    llm = make_llm(model)
+    try:
+        for picture, (item, options, reason) in enumerate(bad_requests().values()):
+            data = item.get("multi_modal_data", {}).get("image")
+            count = len(data) if isinstance(data, list) else 1
+            images = [make_image(picture)] * count
+            item = {**item, "multi_modal_data": {"image": images}}
+            good, params = prompt(picture), sampling(STEERINGS[picture % 3])
+            with pytest.raises(REFUSALS, match=reason):
+                generate(llm, [item], asked(**options))
+            with pytest.raises(REFUSALS, match=reason):
+                generate(llm, [good, item, good], [params, asked(**options), params])
+            for answer in generate(llm, [good, good], params):
+                assert answer.outputs[0].finish_reason in ("stop", "length")
+                assert tokens(answer) == tokens(right[picture])
+                assert answer.adaptvis == pytest.approx(right[picture].adaptvis, abs=1e-5)
+    finally:
+        close(llm)
+
+
+def test_async_engine(right: list[Any], model: Path) -> None:
+    """Raw prompts, all at once: `AsyncLLM` renders them in threads of its own."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    bad = bad_requests()
+
+    async def ask(llm: Any, name: str, item: Any, params: Any) -> Any:
+        try:
+            return [part async for part in llm.generate(item, params, name)][-1]
+        except Exception as error:
+            return error
+
+    async def all_at_once() -> list[Any]:
+        llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                str(model),
+                dtype="float32",
+                enforce_eager=True,
+                max_model_len=512,
+                kv_cache_memory_bytes=64 * 2**20,
+                max_num_seqs=8,
+                limit_mm_per_prompt={"image": 3},
+            )
+        )
+        calls = []
+        for number, (name, (item, options, _)) in enumerate(bad.items()):
+            calls.append(ask(llm, name, item, asked(**options)))
+            calls.append(ask(llm, f"{number}", prompt(0), sampling()))
+        try:
+            return await asyncio.gather(*calls)
+        finally:
+            llm.shutdown()
+
+    ends = asyncio.run(all_at_once())
+    for refusal, (_, _, reason) in zip(ends[::2], bad.values(), strict=True):
+        assert isinstance(refusal, REFUSALS), refusal
+        assert re.search(reason, str(refusal))
+    for answer in ends[1::2]:
+        assert tokens(answer) == tokens(right[0])

@@ -1,0 +1,1 @@
+"""What tests share: engines, servers, inputs, programs of their own."""
