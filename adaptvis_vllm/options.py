@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
-from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.preset import expand
 
 STEERING = (
@@ -73,14 +71,26 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
 
-    from adaptvis_vllm.offline.runner import cache_bytes
-
     values = {
         **settled,
         "kv_cache_memory_bytes": cache_bytes(args.kv_cache_memory_bytes),
         **overrides,
     }
     return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
+
+
+def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
+    """`kv_cache_memory_bytes` of an engine: as given; on a CPU else a share of the free memory.
+
+    At most 16 GiB; vLLM itself wants nearly all of a CPU machine's. None leaves it to vLLM: on
+    a GPU, or where VLLM_CPU_KVCACHE_SPACE says it.
+    """
+    import psutil
+    from vllm.platforms import current_platform
+
+    if given is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
+        return given
+    return min(int(psutil.virtual_memory().available * share), 16 * 2**30)
 
 
 def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") -> None:
@@ -120,26 +130,3 @@ _TYPES: dict[str, Any] = {
 def given_steering(args: Namespace) -> dict[str, Any]:
     """The steering options that were given; a preset file is replaced by what it holds."""
     return expand({n: getattr(args, n) for n in STEERING if getattr(args, n) is not None})
-
-
-def steered_config(additional_config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM's `additional_config` with steering defaults; preset files are replaced by content.
-
-    given: fields without prefix. ValueError for a wrong one, and where both have some.
-    """
-    from adaptvis_vllm.engine.admission import OPTION
-
-    config = dict(additional_config or {})
-    if given and config.get(OPTION) is not None:
-        raise ValueError("steering is given twice: in --additional-config and as options")
-    if given:
-        config[OPTION] = expand(given)
-        SteeringParams.from_dict(config[OPTION])
-    elif config.get(OPTION) is not None:
-        try:
-            if isinstance(config[OPTION], Mapping):
-                config[OPTION] = expand(config[OPTION])
-            SteeringParams.from_dict(config[OPTION])
-        except ValueError as error:
-            raise ValueError(f"--additional-config: {error}") from None
-    return config

@@ -105,10 +105,10 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "vllm.v1.engine.output_processor:RequestState.make_request_output",
-        "serving.responses:deliver_report",
+        "engine.delivery:deliver_report",
         "report with the last output",
     ),
-    Hook("vllm.outputs:RequestOutput.add", "serving.responses:keep_report", "merged outputs"),
+    Hook("vllm.outputs:RequestOutput.add", "engine.delivery:keep_report", "merged outputs"),
     Hook(_CHAT + "chat_completion_full_generator", "serving.responses:full_chat", "report"),
     Hook(_CHAT + "chat_completion_stream_generator", "serving.responses:stream_chat", "report"),
     Hook(
@@ -229,7 +229,7 @@ def register() -> None:
         setattr(owner, name, _wrapper(hook)(original))
     from vllm.outputs import RequestOutput
 
-    from adaptvis_vllm.serving.responses import output_report
+    from adaptvis_vllm.engine.delivery import output_report
 
     RequestOutput.adaptvis = property(output_report)  # type: ignore[attr-defined]
     _installed = True

@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
-from adaptvis_vllm.options import (
-    engine_options,
-    engine_parser,
-    given_steering,
-    steered_config,
-    steering_options,
-)
+from adaptvis_vllm.options import engine_options, engine_parser, given_steering, steering_options
+from adaptvis_vllm.steering.defaults import steered_config
 
 
 def main(argv: Sequence[str], doc: str) -> int:

@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
         from vllm import LLM
 
-        from adaptvis_vllm.offline.runner import cache_bytes
+        from adaptvis_vllm.options import cache_bytes
 
         size = cache_bytes(options.get("kv_cache_memory_bytes"), 0.1)
         self.llm = LLM(**(options | {"kv_cache_memory_bytes": size}))

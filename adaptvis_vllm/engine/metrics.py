@@ -59,7 +59,7 @@ get = cache(_Metrics)
 
 
 def count_finished(report: dict[str, Any], branch: str) -> None:
-    """report: as in responses. branch: "low", "high", "given" or "none"."""
+    """report: as it goes out. branch: "low", "high", "given" or "none"."""
     metrics = get()
     metrics.requests.labels(report["mode"], branch, report["reason"] or "").inc()
     if report["confidence"] is not None:

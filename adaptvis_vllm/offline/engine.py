@@ -53,7 +53,7 @@ class VllmEngine:
         options = settle(self.options)
         from vllm import LLM
 
-        from adaptvis_vllm.offline.runner import cache_bytes
+        from adaptvis_vllm.options import cache_bytes
 
         size = cache_bytes(options.get("kv_cache_memory_bytes"), self.share)
         self.llm: Any = LLM(**(options | {"kv_cache_memory_bytes": size}))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.engine.admission import server_defaults
 from adaptvis_vllm.files.media import decode_video
 from adaptvis_vllm.offline.schema import Row, output_row, parse_row, row_id_of
+from adaptvis_vllm.steering.defaults import server_defaults
 
 
 class RowRunner:
@@ -98,20 +97,6 @@ def media_options(model_config: Any) -> dict[str, Any]:
     """An engine's `media_io_kwargs`, by modality."""
     about = model_config.multimodal_config
     return dict(about.media_io_kwargs or {}) if about else {}
-
-
-def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
-    """`kv_cache_memory_bytes` of an engine: as given; on a CPU else a share of the free memory.
-
-    At most 16 GiB; vLLM itself wants nearly all of a CPU machine's. None leaves it to vLLM: on
-    a GPU, or where VLLM_CPU_KVCACHE_SPACE says it.
-    """
-    import psutil
-    from vllm.platforms import current_platform
-
-    if given is not None or "VLLM_CPU_KVCACHE_SPACE" in os.environ or not current_platform.is_cpu():
-        return given
-    return min(int(psutil.virtual_memory().available * share), 16 * 2**30)
 
 
 def given_up(output: Any) -> str | None:

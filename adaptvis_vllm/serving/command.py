@@ -69,8 +69,8 @@ def complete(args: argparse.Namespace, replicas: int) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     from adaptvis_vllm.engine.compilation import SWITCHES, settle
-    from adaptvis_vllm.offline.runner import cache_bytes
-    from adaptvis_vllm.options import STEERING, given_steering, steered_config
+    from adaptvis_vllm.options import STEERING, cache_bytes, given_steering
+    from adaptvis_vllm.steering.defaults import steered_config
 
     args.model = args.model_tag or args.model
     if args.model is None:

@@ -94,9 +94,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
 
 def test_cache_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share of a CPU's memory for each engine; the user's own settings stay."""
-    monkeypatch.setattr(
-        "adaptvis_vllm.offline.runner.cache_bytes", lambda given, share: given or share
-    )
+    monkeypatch.setattr("adaptvis_vllm.options.cache_bytes", lambda given, share: given or share)
     for name in ("TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     assert parsed("--kv-cache-memory-bytes", "1G").kv_cache_memory_bytes == 2**30
@@ -110,7 +108,7 @@ def test_cache_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_most_replicas_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaled up, they must have room."""
-    monkeypatch.setattr("adaptvis_vllm.offline.runner.cache_bytes", lambda given, share: share)
+    monkeypatch.setattr("adaptvis_vllm.options.cache_bytes", lambda given, share: share)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)

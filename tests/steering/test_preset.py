@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
-from adaptvis_vllm.engine.admission import server_defaults
-from adaptvis_vllm.options import STEERING, given_steering, steered_config
+from adaptvis_vllm.options import STEERING, given_steering
+from adaptvis_vllm.steering.defaults import server_defaults, steered_config
 from adaptvis_vllm.steering.preset import expand, read_preset, write_preset
 
 SETTINGS = (
