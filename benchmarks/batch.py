@@ -30,6 +30,7 @@ from checkpoints.images import make_image
 from checkpoints.llava import make_llava
 
 from adaptvis_vllm.batch.actor import CALLS, EngineThread
+from adaptvis_vllm.batch.formats import make_engine
 from adaptvis_vllm.batch.inputs import decode, open_input
 from adaptvis_vllm.batch.parts import PartWriter
 from adaptvis_vllm.bench.workers import scaling
@@ -188,7 +189,7 @@ def main() -> None:
             if all(line["rows_per_s"] for line in lines):
                 print(f"2 workers / 1: {lines[1]['rows_per_s'] / lines[0]['rows_per_s']:.2f}")
         else:
-            engine = VllmEngine(options, folder=str(folder))
+            engine = make_engine(options, folder=str(folder))
             in_process(folder, engine, args.rows, args.repeats)
 
 

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.batch.formats import make_engine
 from adaptvis_vllm.batch.job import Settings
-from adaptvis_vllm.offline.engine import VllmEngine
 
 
 def answer(
@@ -38,7 +38,7 @@ def answer(
     from adaptvis_vllm.batch.pool import pool
 
     folder = str(Path(folder).resolve())
-    make = partial(VllmEngine, engine, kind, folder, logprobs, defaults, 0.25 / workers)
+    make = partial(make_engine, engine, kind, folder, logprobs, defaults, 0.25 / workers)
     settings = Settings(engine, workers=workers, cpus=cpus, gpus=gpus)
     return dataset.map_batches(
         DatasetActor,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.batch import outputs
+from adaptvis_vllm.batch.formats import make_engine
 from adaptvis_vllm.batch.inputs import Input, open_input
 from adaptvis_vllm.batch.parts import SUFFIX, Parts
 from adaptvis_vllm.files import lines
-from adaptvis_vllm.offline.engine import VllmEngine
 from adaptvis_vllm.options import check_apart
 
 # Settings that may differ between the attempts of one job.
@@ -49,7 +49,7 @@ class Settings:
         if self.stub is not None:
             return self.stub
         return partial(
-            VllmEngine,
+            make_engine,
             self.engine,
             source.kind,
             str(source.folder),

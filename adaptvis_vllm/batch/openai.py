@@ -19,7 +19,7 @@ from vllm.utils import random_uuid
 from adaptvis_vllm.engine.admission import check_fields
 from adaptvis_vllm.files.lines import check_unicode
 from adaptvis_vllm.files.media import fetch_image
-from adaptvis_vllm.offline.runner import media_options
+from adaptvis_vllm.offline.format import media_options
 from adaptvis_vllm.offline.schema import row_id_of
 from adaptvis_vllm.offline.stream import Answer, EngineFailed
 from adaptvis_vllm.steering.defaults import server_defaults

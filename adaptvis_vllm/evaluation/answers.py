@@ -12,6 +12,7 @@ from adaptvis_vllm.evaluation.datasets.question import Question, Source
 from adaptvis_vllm.evaluation.left_out import Refuse, not_allowed
 from adaptvis_vllm.files.media import Picture, load_image
 from adaptvis_vllm.files.urls import is_remote
+from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.offline.schema import output_row
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
@@ -55,11 +56,9 @@ def answer(
     """
     from tqdm import tqdm
 
-    from adaptvis_vllm.offline.runner import RowRunner  # loads vLLM
-
     runner = RowRunner(llm, Path(), logprobs)
     settings = [s or Off() for s in steerings]
-    options = runner.media.get("image")
+    options = runner.format.media.get("image")
     outputs = runner.outputs(_rows(questions, settings, max_tokens, chat, options))
     total = len(questions) * len(settings)
     answers: list[list[Answer]] = [[] for _ in questions]

@@ -164,6 +164,11 @@ def row_id_of(value: Any, name: str = "id") -> Any:
     return value.get(name) if isinstance(value, Mapping) else getattr(value, "row_id", None)
 
 
+def sentence(error: Exception) -> str:
+    """An error row's reason."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
 def is_null(value: Any) -> bool:
     """Null, as JSON, pandas (NaN) and the library `datasets` (an empty picture) write it."""
     if isinstance(value, Mapping):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.files.media import decode_video, pixels
-from adaptvis_vllm.offline.runner import sentence
-from adaptvis_vllm.offline.schema import answered_row, output_row, parse_row, row_id_of
+from adaptvis_vllm.offline.schema import answered_row, output_row, parse_row, row_id_of, sentence
 from adaptvis_vllm.reference.model import ReferenceModel
 
 # Parts of messages that are text for vLLM, and where they have it.

@@ -120,7 +120,8 @@ def test_batch(
 def test_given_up_is_no_answer(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine core ends with "error" is an error row, in both formats of a batch too."""
     from adaptvis_vllm.batch.openai import OpenAIFormat
-    from adaptvis_vllm.offline.engine import RowFormat, VllmEngine
+    from adaptvis_vllm.offline.engine import VllmEngine
+    from adaptvis_vllm.offline.format import RowFormat
     from adaptvis_vllm.offline.stream import EngineFailed
 
     step, ended = engine.llm_engine.step, []
