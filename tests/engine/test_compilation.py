@@ -13,7 +13,7 @@ from adaptvis_vllm.batch.command import main as batch
 from adaptvis_vllm.bench.runs import Settings
 from adaptvis_vllm.engine.compilation import SWITCHES, VARIABLE, asked, settle
 from adaptvis_vllm.options import engine_options, engine_parser
-from adaptvis_vllm.serving.command import parse
+from adaptvis_vllm.serving.options import parse
 
 # Words of a command line, and whether they ask for compilation.
 ASKED: list[tuple[tuple[str, ...], bool | None]] = [

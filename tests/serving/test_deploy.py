@@ -29,7 +29,7 @@ def cluster() -> dict[str, Any]:
 
 
 def options(line: list[str]) -> argparse.Namespace:
-    from adaptvis_vllm.serving.command import parse
+    from adaptvis_vllm.serving.options import parse
 
     return parse(line)[0]
 

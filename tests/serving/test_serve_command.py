@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adaptvis_vllm import cli
-from adaptvis_vllm.serving import command
+from adaptvis_vllm.serving import options
 
 ADAPTIVE = ("--alpha-low", "0.5", "--alpha-high", "1.5", "--threshold", "0.4")
 
@@ -23,7 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(*argv: str) -> Any:
-    return command.parse(["some/model", *argv])[0]
+    return options.parse(["some/model", *argv])[0]
 
 
 def test_steering_becomes_a_default_of_the_server() -> None:
@@ -80,7 +80,7 @@ def test_the_model_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     file = tmp_path / "serve.yaml"
     file.write_text("model: some/model\n")
     for argv in (["--model", "some/model"], ["--config", str(file)]):
-        assert command.parse(argv)[0].model == "some/model"
+        assert options.parse(argv)[0].model == "some/model"
 
 
 def test_a_configuration_file(tmp_path: Path) -> None:
@@ -94,7 +94,9 @@ def test_a_configuration_file(tmp_path: Path) -> None:
 
 def test_cache_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share of a CPU's memory for each engine; the user's own settings stay."""
-    monkeypatch.setattr("adaptvis_vllm.options.cache_bytes", lambda given, share: given or share)
+    monkeypatch.setattr(
+        "adaptvis_vllm.serving.options.cache_bytes", lambda given, share: given or share
+    )
     for name in ("TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
     assert parsed("--kv-cache-memory-bytes", "1G").kv_cache_memory_bytes == 2**30
@@ -108,7 +110,7 @@ def test_cache_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_most_replicas_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaled up, they must have room."""
-    monkeypatch.setattr("adaptvis_vllm.options.cache_bytes", lambda given, share: share)
+    monkeypatch.setattr("adaptvis_vllm.serving.options.cache_bytes", lambda given, share: share)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
         monkeypatch.delenv(name, raising=False)
@@ -137,10 +139,10 @@ def test_options_of_replicas_need_some(
 
 def test_plugins() -> None:
     """Our routes are named; whatever would have been loaded without the variable still is."""
-    names = command.allowed_plugins(None).split(",")
+    names = options.allowed_plugins(None).split(",")
     assert "adaptvis" in names
     assert {p.name for p in entry_points(group="vllm.general_plugins")} <= set(names)
     assert {p.name for p in entry_points(group="vllm.platform_plugins")} <= set(names)
-    assert command.allowed_plugins("adaptvis,mine") == "adaptvis,mine"
+    assert options.allowed_plugins("adaptvis,mine") == "adaptvis,mine"
     with pytest.raises(ValueError, match="VLLM_PLUGINS is 'mine'"):
-        command.allowed_plugins("mine")
+        options.allowed_plugins("mine")

@@ -12,9 +12,8 @@ import pytest
 from adaptvis_vllm.serving import cluster
 from adaptvis_vllm.serving.cluster import run
 from adaptvis_vllm.serving.cluster.deployment import application, resources
-from adaptvis_vllm.serving.cluster.options import check
 from adaptvis_vllm.serving.cluster.run import free
-from adaptvis_vllm.serving.command import parse
+from adaptvis_vllm.serving.options import check, parse
 
 
 def options(*words: str) -> argparse.Namespace:

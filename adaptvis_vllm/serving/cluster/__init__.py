@@ -12,7 +12,7 @@ from typing import Any
 def serve(args: argparse.Namespace, replicas: int, ray_address: str | None) -> int:
     """Serve until stopped; returns the exit status.
 
-    args: options of `vllm serve`, and of `options.add_options`. ray_address: a cluster, or
+    args: options of `vllm serve`, and of `serving.options.add_options`. ray_address: a cluster, or
     None for a Ray of its own on this machine. RuntimeError if no replica starts, ValueError
     for options that cannot be served across replicas, OSError if the port is taken.
     """

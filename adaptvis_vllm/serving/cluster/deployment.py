@@ -13,9 +13,9 @@ from uuid import uuid4
 from ray import serve
 
 from adaptvis_vllm.cluster.session import worker_env
-from adaptvis_vllm.serving.cluster.options import check, check_deployed
 from adaptvis_vllm.serving.cluster.replica import METRICS_FOLDER, Replica
 from adaptvis_vllm.serving.cluster.routing import ROUTER
+from adaptvis_vllm.serving.options import allowed_plugins, check, check_deployed, parse
 
 NAME = "adaptvis"
 HEALTH_PERIOD_S = 2.0
@@ -25,7 +25,7 @@ STARTS = 2  # of a replica that does not come up, before the whole application f
 def application(
     args: argparse.Namespace, replicas: int, cpus: float, metrics: str
 ) -> serve.Application:
-    """args: options of `vllm serve` and of `options.add_options`. cpus: of a replica, where
+    """args: options of `vllm serve` and of `serving.options.add_options`. cpus: of a replica, where
     the options do not say. metrics: folder in which the replicas of a node keep counters, so
     that `/metrics` of any of them has the sum."""
     check(args, replicas)
@@ -87,8 +87,6 @@ def uses_ray(args: argparse.Namespace) -> bool:
 
 def from_command(arguments: dict[str, Any]) -> serve.Application:
     """`adaptvis_vllm.serving.cluster.app`."""
-    from adaptvis_vllm.serving.command import allowed_plugins, parse
-
     os.environ["VLLM_PLUGINS"] = allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     unknown = sorted(arguments.keys() - {"serve"})
     line = arguments.get("serve")

@@ -18,6 +18,8 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adaptvis_vllm.serving.app import build
+
 WATCH_S = 0.1
 HEADER = b"x-replica"
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when it is imported
@@ -58,7 +60,7 @@ class Named:
 
 @serve.ingress()
 class Replica:
-    """args: options of `vllm serve` (`serving.command.parse`)."""
+    """args: options of `vllm serve` (`serving.options.parse`)."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -67,8 +69,6 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
-
-        from adaptvis_vllm.serving.command import build
 
         # The engine is a child of this process and joins the cluster for its Ray workers.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

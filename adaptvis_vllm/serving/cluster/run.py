@@ -15,8 +15,8 @@ from ray import serve
 
 from adaptvis_vllm.cluster.session import connected
 from adaptvis_vllm.serving.cluster.deployment import NAME, application, cpus_here, uses_ray
-from adaptvis_vllm.serving.cluster.options import TLS, check
 from adaptvis_vllm.serving.cluster.routing import CALLBACK
+from adaptvis_vllm.serving.options import TLS, check
 
 STOP_S = 30.0  # an idle replica's
 OBJECT_STORE = 2**28  # bytes; requests and answers do not go through it
