@@ -29,10 +29,8 @@ def asked_for(argv: Sequence[str]) -> bool:
 
 def check_options(args: Namespace, *more: str) -> None:
     """ValueError for options that do not go with --answers. more: names of further ones."""
-    from adaptvis_vllm.evaluation.answers import MAX_TOKENS
-
     given = [name for name in (*_ENGINE_ONLY, *more) if getattr(args, name, None)]
-    for name in given + (["max_tokens"] if args.max_tokens != MAX_TOKENS else []):
+    for name in given + (["max_tokens"] if args.max_tokens != benchmarks.MAX_TOKENS else []):
         option = "--" + name.replace("_", "-")
         raise ValueError(
             f"{OPTION} brings its own questions and answers; {option} does not go with it"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.evaluation.datasets.benchmarks import MAX_TOKENS
 from adaptvis_vllm.evaluation.datasets.question import Question, Source
 from adaptvis_vllm.evaluation.left_out import Refuse, not_allowed
 from adaptvis_vllm.files.media import Picture, load_image
@@ -16,7 +17,6 @@ from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.offline.schema import output_row
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
-MAX_TOKENS = 100  # of an answer, as in the paper's code
 LOADERS = 4
 
 

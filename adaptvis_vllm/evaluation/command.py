@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import answered, need
+from adaptvis_vllm.evaluation import answered
 from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.evaluation.datasets.needed import need
 from adaptvis_vllm.evaluation.datasets.question import Question
 from adaptvis_vllm.evaluation.datasets.scoring import check_scorer
 from adaptvis_vllm.evaluation.methods import METHODS, chosen_methods

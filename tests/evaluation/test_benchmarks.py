@@ -25,9 +25,9 @@ from support.benchmark_files import (
 )
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis
-from adaptvis_vllm.evaluation import need
 from adaptvis_vllm.evaluation.answers import check_images
 from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.evaluation.datasets.needed import need
 from adaptvis_vllm.evaluation.datasets.question import Benchmark
 from adaptvis_vllm.evaluation.datasets.question_files import (
     choices_of,

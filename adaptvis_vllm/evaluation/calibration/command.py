@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import answered, need
+from adaptvis_vllm.evaluation import answered
 from adaptvis_vllm.evaluation.answer_files import write_answers
 from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.evaluation.datasets.needed import need
 from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.left_out import LeftOut, status
 from adaptvis_vllm.files.lines import dumps
@@ -61,7 +62,7 @@ def _engine(args: Namespace) -> Any:
     if args.test_answers:
         raise ValueError("--test-answers needs --answers")
 
-    from adaptvis_vllm.evaluation.calibration.sweep import ALPHAS, check_alphas
+    from adaptvis_vllm.evaluation.calibration.sweep import ALPHAS, check_alphas, numbers
 
     alphas = check_alphas(ALPHAS if args.alphas is None else numbers(args.alphas))
     steering = ScalingVis(1.0, layers=args.layers, span=args.span or SPANS[0])
@@ -223,16 +224,6 @@ def splits(benchmark: Benchmark, split: str | None, test: str | None) -> tuple[s
 
 def _select(benchmark: Benchmark, args: Namespace, split: str) -> tuple[Question, ...]:
     return benchmarks.selected(benchmark, Namespace(**vars(args) | {"split": split}))
-
-
-def numbers(text: str) -> list[Any]:
-    out: list[Any] = []
-    for part in text.split(","):
-        try:
-            out.append(float(part))
-        except ValueError:
-            raise ValueError(f"--alphas must be numbers with commas, not {text!r}") from None
-    return out
 
 
 def _small_blocks(args: Namespace) -> dict[str, Any]:

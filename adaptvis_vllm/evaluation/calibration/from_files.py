@@ -10,10 +10,9 @@ from typing import Any
 
 from adaptvis_vllm.evaluation.answer_files import Answers, read_answers, write_answers
 from adaptvis_vllm.evaluation.answered import benchmark_of, check_options, rows_of, table_of
-from adaptvis_vllm.evaluation.calibration.command import numbers
 from adaptvis_vllm.evaluation.calibration.report import Outcome
 from adaptvis_vllm.evaluation.calibration.selection import calibrate
-from adaptvis_vllm.evaluation.calibration.sweep import Sweep, check_alphas
+from adaptvis_vllm.evaluation.calibration.sweep import Sweep, check_alphas, numbers
 from adaptvis_vllm.evaluation.calibration.transfer import from_table
 from adaptvis_vllm.steering.fields import CONFIDENCES, check_field
 

@@ -41,6 +41,17 @@ class Sweep:
         return self.all_tokens / self.plain_tokens
 
 
+def numbers(text: str) -> list[Any]:
+    """What --alphas lists; ValueError for what is no number."""
+    out: list[Any] = []
+    for part in text.split(","):
+        try:
+            out.append(float(part))
+        except ValueError:
+            raise ValueError(f"--alphas must be numbers with commas, not {text!r}") from None
+    return out
+
+
 def check_alphas(values: Sequence[float]) -> tuple[float, ...]:
     """Ascending, distinct, with `PLAIN`; ValueError unless there is another one, or for a bad
     one."""

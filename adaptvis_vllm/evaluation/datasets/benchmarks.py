@@ -13,6 +13,7 @@ from adaptvis_vllm.evaluation.datasets.scoring import SCORERS, load_scorer
 from adaptvis_vllm.steering.fields import nearest
 
 NAMES = (*whatsup.PARTS, "vsr")
+MAX_TOKENS = 100  # of an answer, as in the paper's code
 
 
 def load(
@@ -61,8 +62,6 @@ def _known(name: str, data: str | None, questions: str | None) -> Benchmark:
 
 def data_options(parser: Any) -> None:
     """Add --dataset, --data, --questions, --split, --limit, --scorer, --chat, --max-tokens."""
-    from adaptvis_vllm.evaluation.answers import MAX_TOKENS
-
     group = parser.add_argument_group("questions")
     add = group.add_argument
     add("--dataset", metavar="NAME", help=f"{', '.join(NAMES)}; left out: own data")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import need
 from adaptvis_vllm.evaluation.datasets import vsr, whatsup
+from adaptvis_vllm.evaluation.datasets.needed import need
 from adaptvis_vllm.evaluation.datasets.question import Benchmark
 from adaptvis_vllm.evaluation.datasets.question_files import Asked, parse_question, read_questions
 

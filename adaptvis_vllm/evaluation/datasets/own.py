@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.evaluation import need
+from adaptvis_vllm.evaluation.datasets.needed import need
 from adaptvis_vllm.evaluation.datasets.question import (
     Benchmark,
     Question,
