@@ -113,7 +113,7 @@ def _local(job: Job) -> None:
 
 
 def _ray(job: Job) -> None:
-    from adaptvis_vllm.batch import pool as cluster
+    from adaptvis_vllm.batch import pool
 
-    with cluster.connected(job.settings):
-        cluster.answer_pieces(job)
+    with pool.connected(job.settings):
+        pool.answer_pieces(job)

@@ -18,7 +18,7 @@ from adaptvis_vllm.batch.actor import CALLS, JobActor
 from adaptvis_vllm.batch.inputs import PIECE_BYTES, Piece, merged
 from adaptvis_vllm.batch.job import Job, Settings
 from adaptvis_vllm.batch.parts import MISSING
-from adaptvis_vllm.cluster import session as ray_session
+from adaptvis_vllm.cluster import session
 
 OBJECT_STORE = 2**30
 CALL_ROWS = (16, 256)
@@ -33,7 +33,7 @@ def connected(settings: Settings) -> Iterator[None]:
         return
     # Two more than the engines need: without them readers starve, and the job hangs.
     cpus = int(settings.workers * _cpus(settings) + 2.999)
-    with ray_session.connected(settings.ray_address, cpus, OBJECT_STORE, log_to_driver=False):
+    with session.connected(settings.ray_address, cpus, OBJECT_STORE, log_to_driver=False):
         yield
 
 
@@ -51,7 +51,7 @@ def pool(settings: Settings) -> dict[str, Any]:
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     ranks = settings.engine.get("tensor_parallel_size", 1)
     gpus = settings.gpus if settings.gpus is not None else ranks if has_gpus else 0
-    env = ray_session.worker_env() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    env = session.worker_env() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not gpus:
         # Engines that share a machine would all be bound to its first core.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

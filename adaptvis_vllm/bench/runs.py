@@ -24,7 +24,7 @@ SHARES = (0, 25, 50, 75, 100)
 IMAGES = (1, 2, 4)
 CPU_CACHE_BYTES = 2 << 30
 MIN_SEQS = 16
-FEWEST_ROWS = 128  # a worker: batch.cluster lets the first to start take up to 96
+FEWEST_ROWS = 128  # a worker: batch.pool lets the first to start take up to 96
 
 
 class Pool:

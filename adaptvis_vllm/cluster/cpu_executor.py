@@ -1,4 +1,4 @@
-"""`ray_cpu`'s executor; its actors import this module."""
+"""The executor of `cpu_ranks`; its actors import this module."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adaptvis_vllm.evaluation.datasets.scoring import by_group
-from adaptvis_vllm.evaluation.html import svg as figures
+from adaptvis_vllm.evaluation.html import svg
 from adaptvis_vllm.evaluation.html.page import Figure, Section, Table, render
 from adaptvis_vllm.evaluation.results import (
     Evaluation,
@@ -75,10 +75,10 @@ def _warnings(evaluation: Evaluation) -> list[str]:
 
 def _summary(evaluation: Evaluation) -> list[Figure]:
     outcomes = list(evaluation.outcomes.values())
-    with figures.style() as plt:
+    with svg.style() as plt:
         drawn, axes = plt.subplots()
         for place, outcome in enumerate(outcomes):
-            _bar(axes, place, outcome.accuracy, figures.COLOURS[place % len(figures.COLOURS)])
+            _bar(axes, place, outcome.accuracy, svg.COLOURS[place % len(svg.COLOURS)])
             known = [
                 p
                 for p in evaluation.benchmark.published
@@ -89,31 +89,31 @@ def _summary(evaluation: Evaluation) -> list[Figure]:
                     place,
                     p.value,
                     marker,
-                    color=figures.INK,
+                    color=svg.INK,
                     markerfacecolor="none",
                     linestyle="none",
                     label=f"{p.model}, published" if place == 0 else None,
                 )
         if evaluation.benchmark.chance is not None:
             axes.axhline(
-                100 * evaluation.benchmark.chance, color=figures.INK, ls=":", lw=1, label="chance"
+                100 * evaluation.benchmark.chance, color=svg.INK, ls=":", lw=1, label="chance"
             )
         _names(axes, outcomes)
         axes.set(ylabel="accuracy, %", ylim=(0, 105))
         if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=3)
-        out = [figures.figure(drawn, "Accuracy", "Whiskers: 95% bootstrap intervals.")]
+        out = [svg.figure(drawn, "Accuracy", "Whiskers: 95% bootstrap intervals.")]
         gained = [o for o in outcomes if o.gain is not None]
         if gained:
             drawn, axes = plt.subplots()
             for place, outcome in enumerate(gained):
-                _bar(axes, place, outcome.gain, figures.COLOURS[(place + 1) % len(figures.COLOURS)])
-            axes.axhline(0, color=figures.INK, lw=1)
+                _bar(axes, place, outcome.gain, svg.COLOURS[(place + 1) % len(svg.COLOURS)])
+            axes.axhline(0, color=svg.INK, lw=1)
             _names(axes, gained)
             axes.set(ylabel="gain over base, points")
             axes.margins(y=0.2)
             caption = "Paired by question: the same resamples for both methods."
-            out.append(figures.figure(drawn, "Gain over the base", caption))
+            out.append(svg.figure(drawn, "Gain over the base", caption))
     return out
 
 
@@ -121,7 +121,7 @@ def _bar(axes: Any, place: int, found: Any, colour: str) -> None:
     value, low, high = (100 * v for v in (found.value, found.low, found.high))
     axes.bar(place, value, width=0.55, color=colour, alpha=0.85)
     error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.errorbar(place, value, error, color=figures.INK, capsize=5, lw=1.5)
+    axes.errorbar(place, value, error, color=svg.INK, capsize=5, lw=1.5)
 
 
 def _names(axes: Any, outcomes: Sequence[Outcome]) -> None:
@@ -134,7 +134,7 @@ def _groups(evaluation: Evaluation) -> list[Figure]:
     out = []
     outcomes = list(evaluation.outcomes.values())
     width = 0.8 / len(outcomes)
-    with figures.style() as plt:
+    with svg.style() as plt:
         for field in evaluation.benchmark.groups:
             names = list(by_group(evaluation.questions, outcomes[0].right.tolist(), field))
             if len(names) < 2:
@@ -146,7 +146,7 @@ def _groups(evaluation: Evaluation) -> list[Figure]:
                     np.arange(len(names)) + (number - (len(outcomes) - 1) / 2) * width,
                     [100 * found[name][0] for name in names],
                     width=0.9 * width,
-                    color=figures.COLOURS[number % len(figures.COLOURS)],
+                    color=svg.COLOURS[number % len(svg.COLOURS)],
                     label=outcome.title,
                 )
             turn = 30 if len(names) > 6 else 0
@@ -156,7 +156,7 @@ def _groups(evaluation: Evaluation) -> list[Figure]:
             axes.set(ylabel="accuracy, %", ylim=(0, 105))
             axes.grid(axis="x", visible=False)
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3)
-            out.append(figures.figure(drawn, f"Accuracy by {field}"))
+            out.append(svg.figure(drawn, f"Accuracy by {field}"))
     return out
 
 
@@ -168,21 +168,21 @@ def _confidence(adaptive: Outcome) -> list[Figure]:
     known = ~np.isnan(values)
     if not known.any():
         return []
-    with figures.style() as plt:
+    with svg.style() as plt:
         drawn, axes = plt.subplots()
         axes.hist(
             [values[known & base.right], values[known & ~base.right]],
             bins=np.linspace(0, 1, 26),
             stacked=True,
-            color=(figures.COLOURS[2], figures.COLOURS[1]),
+            color=(svg.COLOURS[2], svg.COLOURS[1]),
             label=("base right", "base wrong"),
         )
-        axes.axvline(steering.threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
+        axes.axvline(steering.threshold, color=svg.INK, ls="--", lw=1.5, label="threshold")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel=f"confidence ({steering.confidence})", ylabel="questions")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3)
         title = "Confidence of the unsteered first token"
-        return [figures.figure(drawn, title, adaptive.title)]
+        return [svg.figure(drawn, title, adaptive.title)]
 
 
 def _changes(evaluation: Evaluation, outcome: Outcome) -> Section:

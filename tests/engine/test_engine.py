@@ -24,6 +24,7 @@ from support.engine import (
     scheduler,
     tokens,
 )
+from support.plain_engine import bystander_results
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
 
@@ -103,31 +104,6 @@ def test_text_only_and_off_cost_nothing(engine: Any) -> None:
 
 
 # -- bystanders -----------------------------------------------------------------------
-
-BYSTANDERS = [(i, {"max_tokens": 6, "logprobs": 5}) for i in (0, 1, 2, None)] + [
-    (3, {"max_tokens": 6, "logprobs": 5, "temperature": 1.0, "seed": 7}),
-    (4, {"max_tokens": 6, "logprobs": 5, "repetition_penalty": 1.3}),
-]
-
-
-def bystander_results(llm: Any, mixed: bool) -> list[Any]:
-    """Tokens and log-probabilities of the unsteered; with steered ones between, or alone."""
-    items, params, mine = [], [], []
-    for image, options in BYSTANDERS:
-        mine.append(len(items))
-        items.append(prompt(image))
-        params.append(sampling(None, **options))
-        if mixed:
-            items += [prompt(5), prompt(image)]
-            params += [sampling(LOW), sampling(ScalingVis(3.0))]
-    outputs = generate(llm, items, params)
-    return [
-        [
-            (t, {k: v.logprob for k, v in step.items()})
-            for t, step in zip(o.token_ids, o.logprobs, strict=True)
-        ]
-        for o in (outputs[i].outputs[0] for i in mine)
-    ]
 
 
 def test_bystanders_see_an_engine_without_the_plugin(

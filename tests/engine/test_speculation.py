@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.test_parity import OPTIONS, answer, assert_parity
 from support.cases import read_rows, write_rows
 from support.engine import (
     BLOCK,
@@ -24,6 +23,7 @@ from support.engine import (
     sampling,
     scheduler,
 )
+from support.parity import OPTIONS, answer, assert_parity
 
 from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.test_parity import difference, same_report
 from support.engine import BLOCK, prompt
+from support.parity import difference, same_report
 from support.triton_cases import CASES
 
 

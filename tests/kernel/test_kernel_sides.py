@@ -4,7 +4,7 @@ import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
 from adaptvis_vllm.kernels.testing import add_sides, as_cached, expected_sides, make_case
-from test_kernel_steer import NAMES, OPTIONS, TILE, TOLERANCE, assert_close
+from support.kernel_checks import NAMES, OPTIONS, TILE, TOLERANCE, assert_close
 
 
 def check(case, steered_attention, **launch) -> None:

@@ -3,19 +3,8 @@
 import pytest
 import torch
 from adaptvis_vllm.kernels import steered_attention_reference
-from adaptvis_vllm.kernels.gpu.config import Tile
 from adaptvis_vllm.kernels.testing import Case, make_case
-
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-TILE = {"tile": Tile(32, num_warps=4, num_stages=3)}
-
-
-def assert_close(name: str, ref: torch.Tensor, tri: torch.Tensor, tol: float) -> None:
-    error = ((tri.double() - ref.double()).norm() / ref.double().norm()).item()
-    assert error < tol, f"{name}: relative error {error:.2e}, allowed {tol:.0e}"
+from support.kernel_checks import NAMES, OPTIONS, TILE, TOLERANCE, assert_close
 
 
 def check(case: Case, steered_attention, **changes) -> None:
@@ -94,23 +83,6 @@ def test_splits_equal_one_program(steered_attention, device, splits):
 def test_the_bound_on_the_context_may_be_loose(steered_attention, device):
     case = make_case(kv_lens=[45, 160], device=device)
     check(case, steered_attention, max_kv_len=32768)
-
-
-OPTIONS = {
-    "window": {"window": 50},
-    "window1": {"window": 1},
-    "window-beyond": {"window": 4096},
-    "soft-cap": {"soft_cap": 5.0},
-    "sinks": {"sinks": torch.tensor([1.5, -2.0, 4.0, 0.25])},
-    "scales": {"k_scale": 0.7, "v_scale": 1.9},
-    "together": {
-        "window": 77,
-        "soft_cap": 3.0,
-        "sinks": torch.tensor([1.5, -2.0, 4.0, 0.25]),
-        "k_scale": 0.7,
-        "v_scale": 1.9,
-    },
-}
 
 
 @pytest.mark.parametrize("splits", [1, 4], ids=lambda s: f"S{s}")

@@ -14,17 +14,17 @@ from adaptvis_vllm.evaluation.calibration.curves import (
     risk_coverage,
 )
 from adaptvis_vllm.evaluation.calibration.grid import Best, adaptive_sums
-from adaptvis_vllm.evaluation.html import svg as figures
+from adaptvis_vllm.evaluation.html import svg
 from adaptvis_vllm.evaluation.html.page import Figure
 from adaptvis_vllm.evaluation.table import SweepTable
 
 FIRST = 10  # questions, below which a risk says nothing
-ALL, UNSURE, SURE = figures.COLOURS[0], figures.COLOURS[1], figures.COLOURS[2]
+ALL, UNSURE, SURE = svg.COLOURS[0], svg.COLOURS[1], svg.COLOURS[2]
 
 
 def draw(table: SweepTable, best: Best) -> dict[str, Figure]:
     """name -> figure. best: the settings to mark."""
-    with figures.style() as plt:
+    with svg.style() as plt:
         return dict(_all(plt, table, best))
 
 
@@ -71,11 +71,11 @@ def _over_alpha(plt: Any, table: SweepTable, best: Best) -> Figure:
     axes.plot(
         table.alphas[best.scaling], middle[best.scaling], "o", ms=11, mfc="none", mew=2, color=ALL
     )
-    axes.axvline(1, color=figures.INK, ls=":", lw=1)
+    axes.axvline(1, color=svg.INK, ls=":", lw=1)
     axes.set(xscale="log", xlabel="alpha", ylabel="accuracy, %")
     _alpha_ticks(axes.xaxis, table)
     _legend(axes)
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Accuracy over alpha",
         "One alpha for all questions; band: 95% bootstrap interval; circle: the best; dotted: no "
@@ -109,7 +109,7 @@ def _heat_map(plt: Any, table: SweepTable, best: Best) -> Figure:
     gain = cells - cells[table.plain, table.plain]
     reach = max(1.0, float(np.abs(gain).max()))
     count = len(table.alphas)
-    drawn, axes = plt.subplots(figsize=(figures.WIDTH, figures.WIDTH * 0.85))
+    drawn, axes = plt.subplots(figsize=(svg.WIDTH, svg.WIDTH * 0.85))
     image = axes.imshow(gain, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower")
     for low in range(count):
         for high in range(count):
@@ -137,7 +137,7 @@ def _heat_map(plt: Any, table: SweepTable, best: Best) -> Figure:
         ylabel=f"alpha where {best.measure} < {best.threshold:g}",
     )
     drawn.colorbar(image, ax=axes, label="gain over alpha = 1, points", shrink=0.85)
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Both alphas",
         "Numbers: accuracy at the best adaptive setting's threshold. Framed: that setting; dotted "
@@ -151,7 +151,7 @@ def _histograms(plt: Any, table: SweepTable, best: Best) -> Figure:
         len(table.measures),
         sharex=True,
         squeeze=False,
-        figsize=(figures.WIDTH, figures.HEIGHT * 1.25),
+        figsize=(svg.WIDTH, svg.HEIGHT * 1.25),
     )
     all_axes = all_axes[:, 0]
     for axes, kind in zip(all_axes, table.measures, strict=True):
@@ -167,12 +167,12 @@ def _histograms(plt: Any, table: SweepTable, best: Best) -> Figure:
                 label=label,
             )
         if kind == best.measure:
-            axes.axvline(best.threshold, color=figures.INK, ls="--", lw=1.5, label="threshold")
+            axes.axvline(best.threshold, color=svg.INK, ls="--", lw=1.5, label="threshold")
         axes.set(ylabel="questions", xlim=(0, 1), ylim=(0.5, None))
         axes.set_title(kind, fontsize=10, loc="left")
     all_axes[-1].set_xlabel("confidence")
     drawn.legend(*_all_handles(all_axes), loc="outside upper right", ncols=3, bbox_to_anchor=(1, 1))
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Confidence of right and wrong answers",
         "Unsteered answers, on a logarithmic scale. A measure is useful where wrong answers lie "
@@ -191,18 +191,18 @@ def _all_handles(all_axes: Any) -> tuple[list[Any], list[str]]:
 def _over_threshold(plt: Any, table: SweepTable, best: Best) -> Figure:
     drawn, axes = plt.subplots()
     plain = 100 * table.scores[:, table.plain].mean()
-    for kind, colour in zip(table.measures, figures.COLOURS, strict=False):
+    for kind, colour in zip(table.measures, svg.COLOURS, strict=False):
         at, accuracy, _ = over_threshold(table, kind, best.low, best.high)
         strong = kind == best.measure
         axes.step(
             at, 100 * accuracy, color=colour, label=kind, lw=2.2 if strong else 1.2, where="mid"
         )
-    axes.axhline(plain, color=figures.INK, ls=":", lw=1, label="no steering")
-    axes.axvline(best.threshold, color=figures.INK, ls="--", lw=1.2)
+    axes.axhline(plain, color=svg.INK, ls=":", lw=1, label="no steering")
+    axes.axvline(best.threshold, color=svg.INK, ls="--", lw=1.2)
     axes.set(xlabel="threshold", ylabel="accuracy, %", xlim=(0, 1))
     _legend(axes)
     low, high = table.alphas[best.low], table.alphas[best.high]
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Accuracy over threshold",
         f"alpha {low:g} below the threshold, {high:g} from it on. Dashed: the best threshold, of "
@@ -212,7 +212,7 @@ def _over_threshold(plt: Any, table: SweepTable, best: Best) -> Figure:
 
 def _risk_coverage(plt: Any, table: SweepTable) -> Figure:
     drawn, axes = plt.subplots()
-    for kind, colour in zip(table.measures, figures.COLOURS, strict=False):
+    for kind, colour in zip(table.measures, svg.COLOURS, strict=False):
         curve = risk_coverage(table, kind)
         shown = slice(min(FIRST, len(table.ids)) - 1, None)
         axes.plot(
@@ -223,13 +223,13 @@ def _risk_coverage(plt: Any, table: SweepTable) -> Figure:
             label=f"{kind}, area {curve.area:.3f}",
         )
     risk = 100 * (1 - table.scores[:, table.plain].mean())
-    axes.axhline(risk, color=figures.INK, ls=":", lw=1, label="of no use")
+    axes.axhline(risk, color=svg.INK, ls=":", lw=1, label="of no use")
     axes.set(
         xlabel="answered, most confident first, %", ylabel="wrong among these, %", xlim=(0, 100)
     )
     axes.set_ylim(bottom=0)
     _legend(axes, columns=2)
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Risk and coverage",
         "Unsteered. A useful measure stays low and rises late; area: mean risk.",
@@ -240,7 +240,7 @@ def _reliability(plt: Any, table: SweepTable) -> Figure:
     drawn, axes = plt.subplots()
     found = reliability(table)
     deviation = np.sqrt(found.accuracy * (1 - found.accuracy) / found.count)
-    axes.plot([0, 1], [0, 100], color=figures.INK, ls=":", lw=1)
+    axes.plot([0, 1], [0, 100], color=svg.INK, ls=":", lw=1)
     axes.errorbar(
         found.confidence,
         100 * found.accuracy,
@@ -251,7 +251,7 @@ def _reliability(plt: Any, table: SweepTable) -> Figure:
         color=ALL,
     )
     axes.set(xlabel="max_prob", ylabel="accuracy, %", xlim=(0, 1.02), ylim=(0, 104))
-    return figures.figure(
+    return svg.figure(
         drawn,
         "Calibration",
         f"Unsteered, in {len(found.count)} equal groups by max_prob, with normal 95% intervals. On "

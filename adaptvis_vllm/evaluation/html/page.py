@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """content: SVG markup (trusted: made by `figures.figure`), or a PNG file's bytes.
+    """content: SVG markup (trusted: made by `svg.figure`), or a PNG file's bytes.
 
     title says what is seen; caption, below, how to read it.
     """

@@ -1,0 +1,59 @@
+"""Answers of two ways to run the same rows, and how they must agree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.cases import read_rows
+
+OPTIONS = (
+    *("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(64 * 2**20)),
+    *("--max-num-seqs", "8", "--limit-mm-per-prompt", '{"image": 3}', "--logprobs", "5"),
+    # Small enough that the long prompts take several chunks.
+    *("--max-num-batched-tokens", "48", "--enable-chunked-prefill", "--block-size", "32"),
+)
+
+
+def answer(command: str, model: Path, rows: Path, name: str, *options: str) -> list[dict[str, Any]]:
+    """Rows written by `adaptvis COMMAND`, run as a user runs it."""
+    out = rows.with_name(f"{name}.jsonl")
+    done = run(command, "--model", model, "--input", rows, "--output", out, *options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return read_rows(out)
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "adaptvis_vllm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def first_logprobs(row: dict[str, Any]) -> dict[int, float]:
+    return dict(map(tuple, row["logprobs"][0]))
+
+
+def difference(row: dict[str, Any], other: dict[str, Any]) -> float:
+    """Largest difference of the first token's log-probabilities that both list."""
+    mine, theirs = first_logprobs(row), first_logprobs(other)
+    common = mine.keys() & theirs.keys()
+    assert common
+    return max(abs(mine[token] - theirs[token]) for token in common)
+
+
+def same_report(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    mine, theirs = dict(row["adaptvis"]), dict(other["adaptvis"])
+    confidence, expected = mine.pop("confidence"), theirs.pop("confidence")
+    return mine == theirs and confidence == pytest.approx(expected, abs=1e-4)
+
+
+def assert_parity(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["error"] is None
+        assert row["token_ids"] == other["token_ids"], row["id"]
+        assert difference(row, other) < 1e-4, row["id"]
+        assert same_report(row, other), (row["adaptvis"], other["adaptvis"])
