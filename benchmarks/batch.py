@@ -1,6 +1,6 @@
 """Throughput of `adaptvis batch`: against `LLM.chat`, against lock-step, and by workers.
 
-Run as PYTHONPATH=tests python benchmarks/batch.py [--rows N] [--repeats N] [--scaling].
+Run as python benchmarks/batch.py [--rows N] [--repeats N] [--scaling].
 Rows ask for 1 to 32 tokens, half of them are steered. Engine start is not counted. Lock-step
 waits for every call's last row; its cost is in the engine steps, each of which takes an
 accelerator nearly the same time however full it is. On a CPU it hardly shows.
@@ -26,14 +26,13 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from checkpoints.images import make_image
-from checkpoints.llava import make_llava
-
 from adaptvis_vllm.batch.actor import CALLS, EngineThread
 from adaptvis_vllm.batch.formats import make_engine
 from adaptvis_vllm.batch.inputs import decode, open_input
 from adaptvis_vllm.batch.parts import PartWriter
+from adaptvis_vllm.bench.model import Shape, make_model
 from adaptvis_vllm.bench.workers import scaling
+from adaptvis_vllm.bench.workloads import Workload, tasks
 from adaptvis_vllm.files.lines import read_lines
 from adaptvis_vllm.offline.engine import VllmEngine
 from adaptvis_vllm.offline.schema import parse_row
@@ -42,6 +41,8 @@ from adaptvis_vllm.offline.stream import Item, Stream
 SEQS = 16
 CALL_ROWS = 32
 IMAGES = 64
+SHAPE = Shape(layers=6, hidden=256, heads=8, kv_heads=4, vocab=512, image=168, vision_layers=2)
+PICTURES = Workload("batch", width=320, height=240)
 
 
 def write_rows(folder: Path, rows: int, first: int = 0) -> Path:
@@ -168,11 +169,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = make_llava(
-            folder / "model", layers=6, hidden=256, heads=8, kv_heads=4, image_size=168
-        )
-        for number in range(IMAGES):
-            make_image(number).resize((320, 240)).save(folder / f"{number}.png")
+        model = make_model(folder / "model", SHAPE)
+        for number, task in enumerate(tasks(PICTURES, IMAGES, seed=0)):
+            task.images[0].save(folder / f"{number}.png")
         options = {
             "model": str(model),
             "dtype": "float32",
