@@ -9,9 +9,9 @@ ENV := PYTHONSAFEPATH=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_E
 .PHONY: help setup demo test lint clean
 help:
 	@echo "make demo    ask a small model about pictures, with and without steering"
-	@echo "make test    all checks: lint, types, tests"
+	@echo "make test    all checks: lint, types, rooms, tests"
 	@echo "make setup   make or update .venv (the other targets do it); EXTRA=cuda for a GPU"
-	@echo "make lint    lint and types only"
+	@echo "make lint    lint, types and rooms only"
 	@echo "make clean   remove caches and the demo's files; .venv stays"
 
 setup:
@@ -24,6 +24,7 @@ lint: setup
 	@$(ENV) $(PY) -m ruff check .
 	@$(ENV) $(PY) -m ruff format --check .
 	@$(ENV) $(PY) -m mypy
+	@$(ENV) .venv/bin/lint-imports --no-logo --no-cache
 
 # Files of tests side by side, in order: each has its engines to itself.
 test: lint

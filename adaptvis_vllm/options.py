@@ -1,4 +1,7 @@
-"""Options that several commands share: vLLM's engine options, and steering."""
+"""Options that several commands share: vLLM's engine options, and steering.
+
+Imports `engine.compilation` and `steering`; no command.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Steered attention kernels over a paged KV cache: Triton, C++ for CPUs, the torch reference.
 
-Names resolve on first use: importing this package needs neither a GPU nor Triton.
+Imports nothing of the rest of the package. Names resolve on first use: importing this package needs
+neither a GPU nor Triton.
 """
 
 from importlib import import_module

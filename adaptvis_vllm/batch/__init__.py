@@ -1,4 +1,8 @@
-"""Large batches: files or Ray datasets of rows, answered by a pool of engines."""
+"""Large batches: files or Ray datasets of rows, answered by a pool of engines.
+
+Imports `offline` and what is below it; nothing of servers or evaluation. Ray only where it is
+needed: one engine in this process needs none.
+"""
 
 from typing import Any
 

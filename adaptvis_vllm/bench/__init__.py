@@ -1,1 +1,4 @@
-"""`adaptvis bench`: steering against what one would run without it, in turn, in one run."""
+"""`adaptvis bench`: steering against what one would run without it, in turn, in one run.
+
+Imports what it measures; nothing of `doctor` or `verify`.
+"""

@@ -1,1 +1,4 @@
-"""Ray: a session, and the ranks of an engine on CPUs."""
+"""Ray: a session of ours or a cluster, and the ranks of an engine on CPUs.
+
+Imports no other room.
+"""

@@ -1,1 +1,5 @@
-"""Steering inside vLLM's engine."""
+"""Steering inside vLLM's engine: admission, scheduling, the worker's steps, the report.
+
+Imports `steering`, `files` and the kernels; nothing of commands, rows of files, batches or
+servers.
+"""

@@ -1,4 +1,8 @@
-"""The oracle: the method in eager transformers, two prompt passes for adaptive steering."""
+"""The oracle: the method in eager transformers, two prompt passes for adaptive steering.
+
+Imports `offline`, `steering` and `files`; nothing of batches or evaluation, and never
+an engine, whose answers it judges.
+"""
 
 from typing import Any
 

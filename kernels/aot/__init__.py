@@ -1,1 +1,4 @@
-"""The kernels compiled for GPUs that are not there."""
+"""The kernels compiled for GPUs that are not there, and the least that they must move.
+
+Imports `gpu`; nobody who answers requests imports it.
+"""

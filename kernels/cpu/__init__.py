@@ -1,1 +1,4 @@
-"""The compiled rows of CPUs."""
+"""The compiled rows of CPUs.
+
+Imports nothing of the package.
+"""

@@ -1,1 +1,4 @@
-"""The Triton kernels and how they are launched."""
+"""The Triton kernels and how they are launched.
+
+Imports nothing of the package but its own modules.
+"""

@@ -1,1 +1,4 @@
-"""What tests share: engines, servers, inputs, programs of their own."""
+"""What tests share: engines, servers, inputs, programs of their own.
+
+Imports no test.
+"""

@@ -1,6 +1,7 @@
 """`adaptvis serve` across Ray workers: one vLLM engine a replica, one OpenAI endpoint.
 
-Nothing here imports Ray before it is needed.
+Imports `cluster`, `serving.options` and `serving.app`, and Ray only where it is needed: its
+`__init__` is imported without.
 """
 
 from __future__ import annotations
