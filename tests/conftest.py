@@ -21,7 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  hooks
+
+pytest.register_assert_rewrite("support")
+
+from support.skips import (  # noqa: E402, F401  hooks
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+
+# Files whose tests start engines of their own, or take long without one.
+SLOW = {
+    *("batch_ray", "serve_ray", "bench", "verify", "doctor_model", "families", "triton_stack"),
+    *("calibration_cost", "calibration_models", "spatial", "readme", "video", "bad_rows"),
+    *("kernel_aot", "kernel_cpu_build", "kernel_vllm", "kernel_sync"),
+    *("parity", "pictures", "real_runs"),
+}
+ENGINES = {"model", "engine", "generated", "url", "client"}  # fixtures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`quick`: no fixture of an engine, no file of SLOW."""
+    for item in items:
+        slow = item.path.stem.removeprefix("test_") in SLOW
+        if not slow and not ENGINES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ class StepPlan:
     firsts: torch.Tensor | None = None  # [P] int32, first side row of each, from 0
     policy: torch.Tensor | None = None  # [6, P] int32, see `place.sides`
     hidden: torch.Tensor | None = None  # [rows, hidden size], of the side rows
-    kept: Any = None  # `kernels.commit.Kept`, of layers with paged caches
+    kept: Any = None  # `kernels.gpu.commit.Kept`, of layers with paged caches
     commits: list[Callable[[torch.Tensor], None]] = field(default_factory=list)
     result: torch.Tensor | None = None  # [2, P] float32 on the host: confidence, alpha
 

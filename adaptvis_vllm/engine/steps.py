@@ -54,7 +54,7 @@ class Steering:
         self.plan: StepPlan | None = None  # read by the attention wrappers
         self.sampling: StepPlan | None = None  # the same plan, between forward and sampling
         self.choosing: StepPlan | None = None  # the same, between forward and logits
-        self.caches: Any = None  # `kernels.commit.Caches`, of layers with paged caches
+        self.caches: Any = None  # `kernels.gpu.commit.Caches`, of layers with paged caches
         self.cache_lines: dict[int, int] = {}  # layer index -> line in it
         self.switch_loras: Callable[[StepPlan | None], None] | None = None
 

@@ -20,7 +20,7 @@ CACHE_DTYPES = ("auto", "float16", "bfloat16", *_FP8)
 
 
 def caches(layers: Sequence[Any]) -> Any:
-    """`kernels.commit.Caches` of vLLM `Attention` layers that lie in paged caches."""
+    """`kernels.gpu.commit.Caches` of vLLM `Attention` layers that lie in paged caches."""
     from adaptvis_vllm.kernels.gpu.commit import Caches
 
     return Caches([_views(layer, layer.kv_cache) for layer in layers])
