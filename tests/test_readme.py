@@ -233,8 +233,8 @@ def test_the_python_program(folder: Path, with_model: Any) -> None:
     """vLLM's own `LLM`, which compiles."""
     done = run(with_model(snippet("python", "from PIL import Image")), folder, "python")
     assert done.returncode == 0, done.stderr[-4000:]
-    # vLLM logs to stdout too.
-    reports = re.findall(r"\{'mode': .*?\}", done.stdout)
+    # vLLM logs to stdout too, its compilation's mode among it.
+    reports = re.findall(r"\{'mode': '.*?\}", done.stdout)
     found = [ast.literal_eval(report) for report in reports]
     assert re.search(r" None$", done.stdout, re.MULTILINE)
     assert [report["mode"] for report in found] == ["scaling", "adaptive"]
