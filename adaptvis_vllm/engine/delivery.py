@@ -14,55 +14,50 @@ def output_report(self: Any) -> dict[str, Any] | None:
     return (self.kv_transfer_params or {}).get(CARRIER)
 
 
-def deliver_report(original: Callable[..., Any]) -> Callable[..., Any]:
+def deliver_report(
+    original: Callable[..., Any],
+    self: Any,
+    new_token_ids: Any,
+    pooling_output: Any,
+    finish_reason: Any,
+    stop_reason: Any,
+    kv_transfer_params: dict[str, Any] | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `RequestState.make_request_output`.
 
     The report comes with the first token and leaves with the last output, counted.
     """
-
-    def make_request_output(
-        self: Any,
-        new_token_ids: Any,
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
-        kv_transfer_params: dict[str, Any] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if kv_transfer_params and CARRIER in kv_transfer_params:
-            self.adaptvis = kv_transfer_params[CARRIER]
-            rest = {k: v for k, v in kv_transfer_params.items() if k != CARRIER}
-            kv_transfer_params = rest or None
-        arrived = getattr(self, "adaptvis", None)
-        if arrived is not None and finish_reason is not None:
-            report = {k: v for k, v in arrived.items() if k != "branch"}
-            metrics.count_finished(report, arrived["branch"])
-            kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
-        return original(
-            self,
-            new_token_ids,
-            pooling_output,
-            finish_reason,
-            stop_reason,
-            kv_transfer_params,
-            *args,
-            **kwargs,
-        )
-
-    return make_request_output
+    if kv_transfer_params and CARRIER in kv_transfer_params:
+        self.adaptvis = kv_transfer_params[CARRIER]
+        rest = {k: v for k, v in kv_transfer_params.items() if k != CARRIER}
+        kv_transfer_params = rest or None
+    arrived = getattr(self, "adaptvis", None)
+    if arrived is not None and finish_reason is not None:
+        report = {k: v for k, v in arrived.items() if k != "branch"}
+        metrics.count_finished(report, arrived["branch"])
+        kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
+    return original(
+        self,
+        new_token_ids,
+        pooling_output,
+        finish_reason,
+        stop_reason,
+        kv_transfer_params,
+        *args,
+        **kwargs,
+    )
 
 
-def keep_report(original: Callable[..., Any]) -> Callable[..., Any]:
+def keep_report(
+    original: Callable[..., Any], self: Any, next_output: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wraps `RequestOutput.add`, which merges outputs and takes the later one's parameters.
 
     With n > 1 a choice may end, and report, before another one goes on.
     """
-
-    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
-        report = output_report(self)
-        original(self, next_output, *args, **kwargs)
-        if report is not None and output_report(self) is None:
-            self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
-
-    return add
+    report = output_report(self)
+    original(self, next_output, *args, **kwargs)
+    if report is not None and output_report(self) is None:
+        self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}

@@ -35,32 +35,29 @@ def _put(response: Any, reports: list[dict[str, Any] | None]) -> None:
         response.kv_transfer_params = rest or None
 
 
-def full_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+async def full_chat(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `OpenAIServingChat.chat_completion_full_generator`."""
-
-    async def chat_completion_full_generator(
-        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        tee = _Tee(result_generator)
-        response = await original(self, request, aiter(tee), *args, **kwargs)
-        if hasattr(response, "choices"):
-            _put(response, [tee.reports.get(0)])
-        return response
-
-    return chat_completion_full_generator
+    tee = _Tee(result_generator)
+    response = await original(self, request, aiter(tee), *args, **kwargs)
+    if hasattr(response, "choices"):
+        _put(response, [tee.reports.get(0)])
+    return response
 
 
-def full_completion(original: Callable[..., Any]) -> Callable[..., Any]:
+def full_completion(
+    original: Callable[..., Any], self: Any, final_res_batch: list[Any], *args: Any, **kwargs: Any
+) -> Any:
     """Wraps `OpenAIServingCompletion.request_output_to_completion_response`."""
-
-    def request_output_to_completion_response(
-        self: Any, final_res_batch: list[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        response = original(self, final_res_batch, *args, **kwargs)
-        _put(response, [result.adaptvis for result in final_res_batch])
-        return response
-
-    return request_output_to_completion_response
+    response = original(self, final_res_batch, *args, **kwargs)
+    _put(response, [result.adaptvis for result in final_res_batch])
+    return response
 
 
 def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
@@ -76,32 +73,30 @@ def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
     return event
 
 
-def stream_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+async def stream_chat(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
     """Wraps `OpenAIServingChat.chat_completion_stream_generator`."""
-
-    async def chat_completion_stream_generator(
-        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
-    ) -> AsyncIterator[str]:
-        tee = _Tee(result_generator)
-        async for event in original(self, request, aiter(tee), *args, **kwargs):
-            yield _with_report(event, tee, request.n or 1)
-
-    return chat_completion_stream_generator
+    tee = _Tee(result_generator)
+    async for event in original(self, request, aiter(tee), *args, **kwargs):
+        yield _with_report(event, tee, request.n or 1)
 
 
-def stream_completion(original: Callable[..., Any]) -> Callable[..., Any]:
+async def stream_completion(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    engine_inputs: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
     """Wraps `OpenAIServingCompletion.completion_stream_generator`."""
-
-    async def completion_stream_generator(
-        self: Any,
-        request: Any,
-        engine_inputs: Any,
-        result_generator: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> AsyncIterator[str]:
-        tee = _Tee(result_generator)
-        async for event in original(self, request, engine_inputs, aiter(tee), *args, **kwargs):
-            yield _with_report(event, tee, request.n or 1)
-
-    return completion_stream_generator
+    tee = _Tee(result_generator)
+    async for event in original(self, request, engine_inputs, aiter(tee), *args, **kwargs):
+        yield _with_report(event, tee, request.n or 1)

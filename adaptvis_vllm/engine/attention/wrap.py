@@ -107,16 +107,17 @@ def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> 
     return forward
 
 
-def keep_block_table(original: Callable[..., Any]) -> Callable[..., Any]:
+def keep_block_table(
+    original: Callable[..., Any],
+    self: Any,
+    common_attn_metadata: Any,
+    ubatch_idx: int = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `AttentionGroup.build_metadata`: the kernel needs the block table of the step."""
-
-    def build_metadata(
-        self: Any, common_attn_metadata: Any, ubatch_idx: int = 0, *args: Any, **kwargs: Any
-    ) -> Any:
-        metadata = original(self, common_attn_metadata, ubatch_idx, *args, **kwargs)
-        if self.backend.get_name() == "FLASHINFER":
-            mapped = self._with_kernel_block_table(common_attn_metadata, ubatch_idx)
-            metadata.block_table = mapped.block_table_tensor
-        return metadata
-
-    return build_metadata
+    metadata = original(self, common_attn_metadata, ubatch_idx, *args, **kwargs)
+    if self.backend.get_name() == "FLASHINFER":
+        mapped = self._with_kernel_block_table(common_attn_metadata, ubatch_idx)
+        metadata.block_table = mapped.block_table_tensor
+    return metadata
