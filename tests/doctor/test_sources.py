@@ -29,6 +29,15 @@ def test_the_installed_vllm_has_everything(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "every symbol is there\n"
 
 
+def test_a_symbol_missing_from_sources_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("")
+    (tmp_path / "vllm" / "outputs.py").write_text("class RequestOutput: ...")
+    found = {line.partition("  used in ")[0] for line in missing(tmp_path)}
+    assert "vllm.outputs:RequestOutput" not in found
+    assert found >= {hook.target for hook in HOOKS}
+
+
 def test_every_import_of_vllm_is_looked_for(found: object) -> None:
     """However it is written: found here by text, there by Python's grammar."""
     symbols = {target.partition(".")[2] for target in found.symbols}
