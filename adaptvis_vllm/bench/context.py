@@ -49,6 +49,7 @@ def _measured(
     layers = _layers(context, kv_heads, dim, dtype)
     impl = SimpleNamespace(
         num_heads=heads,
+        num_kv_heads=kv_heads,
         head_size=dim,
         scale=dim**-0.5,
         sliding_window=-1,
@@ -61,11 +62,12 @@ def _measured(
     blocks = layers[0].shape[0] - 1
     metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
     rows = _rows(context)
+    steered = cpu.CpuLayer(layer, 0, None)
     times: dict[str, list[float]] = {"steer_us": [], "read_us": []}
 
     def recompute(cache: torch.Tensor) -> None:
         # A row in its place: its key and value are in the cache.
-        cpu.recompute(layer, 0, None, query, query, query, cache, metadata, output, rows)
+        steered.recompute(query, query, query, cache, metadata, output, rows)
 
     with torch.inference_mode():
         for _ in range(repeats + 1):

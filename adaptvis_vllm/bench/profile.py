@@ -62,9 +62,7 @@ class Profile:
     @contextmanager
     def watching(self, core: Any) -> Iterator[None]:
         """Times the steps of one engine inside. core: vLLM's `EngineCore`, in this process."""
-        from vllm.model_executor.models.utils import extract_layer_index
-
-        from adaptvis_vllm.engine.attention.wrap import BACKENDS, steered
+        from adaptvis_vllm.engine.attention.wrap import SteeredLayer
 
         undo: list[Callable[[], None]] = []
 
@@ -90,19 +88,11 @@ class Profile:
         if steering is not None:
             watch("steering plan", steering, *STEERING)
         layers = runner.vllm_config.compilation_config.static_forward_context
-        for name, layer in layers.items():
+        for layer in layers.values():
             impl = getattr(layer, "impl", None)
-            if hasattr(getattr(impl, "forward", None), "adaptvis_base"):
-                recompute = BACKENDS[layer.attn_backend.get_name()]
-                again = steered(
-                    impl,
-                    extract_layer_index(name),
-                    steering,
-                    self.timed("steering rows", recompute),
-                )
-                put(impl, "forward", self.timed("attention", again))
-            else:
-                watch("attention", impl, "forward")
+            if isinstance(getattr(impl, "forward", None), SteeredLayer):
+                watch("steering rows", impl.forward.rows, "recompute")
+            watch("attention", impl, "forward")
         try:
             yield
         finally:

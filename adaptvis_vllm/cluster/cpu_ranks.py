@@ -9,17 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def executor_class(original: Callable[..., Any]) -> Callable[..., Any]:
+def executor_class(original: Callable[..., Any], vllm_config: Any) -> Any:
     """Wraps `Executor.get_class`."""
+    from vllm.platforms import current_platform
 
-    def get_class(vllm_config: Any) -> Any:
-        from vllm.platforms import current_platform
+    backend = vllm_config.parallel_config.distributed_executor_backend
+    if backend == "ray" and current_platform.is_cpu():
+        from adaptvis_vllm.cluster.cpu_executor import CpuRayExecutor
 
-        backend = vllm_config.parallel_config.distributed_executor_backend
-        if backend == "ray" and current_platform.is_cpu():
-            from adaptvis_vllm.cluster.cpu_executor import CpuRayExecutor
-
-            return CpuRayExecutor
-        return original(vllm_config)
-
-    return get_class
+        return CpuRayExecutor
+    return original(vllm_config)

@@ -60,7 +60,7 @@ def missing(folder: Path) -> list[str]:
     """What vLLM's sources below folder lack, a line each.
 
     Exactly: symbols that are imported, attributes of those, targets of hooks with the parameters
-    that their wrappers name, and what wrappers read of the object whose method they wrap. By name
+    that our functions name, and what these read of the object whose method they stand for. By name
     alone, anywhere in vLLM: what the code behind the hooks reads of vLLM's other objects.
     ValueError if folder holds no vllm package.
     """
@@ -87,7 +87,7 @@ def needs(others: Collection[str]) -> Needs:
     for source in sources.values():
         _imports(source, found)
     for hook in HOOKS:
-        _hook(hook, sources[f"{PACKAGE}.{hook.wrapper.partition(':')[0]}"], found)
+        _hook(hook, sources[f"{PACKAGE}.{hook.function.partition(':')[0]}"], found)
     own = {name for source in sources.values() for name in _defined(source.tree)}
     own.update(others)
     for name in sorted(_behind_hooks(sources)):
@@ -138,21 +138,20 @@ def _imports(source: Source, found: Needs) -> None:
 
 
 def _hook(hook: Hook, source: Source, found: Needs) -> None:
-    """A hook's target, the parameters that its wrapper names, and what that reads of `self`."""
-    name = hook.wrapper.partition(":")[2]
-    (wrapper,) = (n for n in source.tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-    found.symbols.setdefault(hook.target, source.at(wrapper))
+    """A hook's target, the parameters of it that our function names, and what that reads of
+    `self`."""
+    name = hook.function.partition(":")[2]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    (function,) = (n for n in source.tree.body if isinstance(n, kinds) and n.name == name)
+    found.symbols.setdefault(hook.target, source.at(function))
     module, _, path = hook.target.partition(":")
     owner = path.rpartition(".")[0]
-    for inner in wrapper.body:
-        if not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        names = tuple(argument.arg for argument in inner.args.args)
-        found.parameters.setdefault((hook.target, names), source.at(inner))
-        for node in _without_choices(inner):
-            read = _read(node)
-            if owner and read and _is_self(read[0]) and not read[1].startswith(MINE):
-                found.symbols.setdefault(f"{module}:{owner}.{read[1]}", source.at(node))
+    names = tuple(argument.arg for argument in function.args.args[1:])  # behind `original`
+    found.parameters.setdefault((hook.target, names), source.at(function))
+    for node in _without_choices(function):
+        read = _read(node)
+        if owner and read and _is_self(read[0]) and not read[1].startswith(MINE):
+            found.symbols.setdefault(f"{module}:{owner}.{read[1]}", source.at(node))
 
 
 def _without_choices(node: ast.AST) -> Iterator[ast.AST]:
@@ -164,9 +163,9 @@ def _without_choices(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _behind_hooks(sources: dict[str, Source]) -> set[str]:
-    """Our modules that hold wrappers, and those that they import."""
+    """Our modules that hold functions of hooks, and those that they import."""
     found: set[str] = set()
-    todo = [f"{PACKAGE}.{hook.wrapper.partition(':')[0]}" for hook in HOOKS]
+    todo = [f"{PACKAGE}.{hook.function.partition(':')[0]}" for hook in HOOKS]
     while todo:
         name = todo.pop()
         if name in sources and name not in found:

@@ -129,67 +129,62 @@ def _named() -> Iterator[None]:
         raise Refused(str(error), parameter=error.field) from None
 
 
-def check_engine(original: Callable[..., Any]) -> Callable[..., Any]:
+def check_engine(
+    original: Callable[..., Any], self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wraps `InputProcessor.__init__`."""
-
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        self.adaptvis = Admission(vllm_config)
-        original(self, vllm_config, *args, **kwargs)
-
-    return __init__
+    self.adaptvis = Admission(vllm_config)
+    original(self, vllm_config, *args, **kwargs)
 
 
-def check_request(original: Callable[..., Any]) -> Callable[..., Any]:
+def check_request(
+    original: Callable[..., Any], self: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Wraps `InputProcessor._validate_params`, which every entrance passes first."""
-
-    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        self.adaptvis.check(params)
-        return original(self, params, *args, **kwargs)
-
-    return _validate_params
+    self.adaptvis.check(params)
+    return original(self, params, *args, **kwargs)
 
 
-def check_before_rendering(original: Callable[..., Any]) -> Callable[..., Any]:
+def check_before_rendering(
+    original: Callable[..., Any], self: Any, params: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Wraps `OfflineInferenceMixin._params_to_seq`: of a call with several prompts nothing is
     rendered, let alone queued, if one request's parameters are wrong."""
-
-    def _params_to_seq(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        admission = self.llm_engine.input_processor.adaptvis
-        for one in params if isinstance(params, Sequence) else [params]:
-            admission.check(one)
-        return original(self, params, *args, **kwargs)
-
-    return _params_to_seq
+    admission = self.llm_engine.input_processor.adaptvis
+    for one in params if isinstance(params, Sequence) else [params]:
+        admission.check(one)
+    return original(self, params, *args, **kwargs)
 
 
-def check_early(original: Callable[..., Any]) -> Callable[..., Any]:
+def check_early(
+    original: Callable[..., Any],
+    self: Any,
+    prompt: Any,
+    sampling_params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `AsyncLLM.generate`, an async generator: its own checks run with the first result,
     when a streamed response has already begun with HTTP 200."""
-
-    def generate(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        self.input_processor.adaptvis.check(sampling_params)
-        return original(self, prompt, sampling_params, *args, **kwargs)
-
-    return generate
+    self.input_processor.adaptvis.check(sampling_params)
+    return original(self, prompt, sampling_params, *args, **kwargs)
 
 
-def check_body(original: Callable[..., Any]) -> Callable[..., Any]:
+async def check_body(
+    original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Wraps `create_chat_completion`, `create_completion` and `create_responses`.
 
     vLLM renders a request's pictures before it looks at its parameters.
     """
-
-    async def create(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        check_fields(request)
-        admission = self.engine_client.input_processor.adaptvis
-        params = admission.resolve(request.vllm_xargs)
-        if getattr(request, "use_beam_search", False):
-            admission.refuse_beams()
-            if request.vllm_xargs:  # vLLM drops them
-                _refuse_beams(params, f"{PREFIX}mode")
-        return await original(self, request, *args, **kwargs)
-
-    return create
+    check_fields(request)
+    admission = self.engine_client.input_processor.adaptvis
+    params = admission.resolve(request.vllm_xargs)
+    if getattr(request, "use_beam_search", False):
+        admission.refuse_beams()
+        if request.vllm_xargs:  # vLLM drops them
+            _refuse_beams(params, f"{PREFIX}mode")
+    return await original(self, request, *args, **kwargs)
 
 
 def check_fields(request: Any) -> None:
@@ -211,46 +206,38 @@ def check_fields(request: Any) -> None:
                     )
 
 
-def refuse_media(original: Callable[..., Any]) -> Callable[..., Any]:
+async def refuse_media(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wraps `MediaConnector.fetch_image_async` and `fetch_video_async`.
 
     What is wrong with the file that a request names is no error of the server: HTTP 422 where
     another host has it, as vLLM answers where that host says 404, else 400. vLLM has tried such a
     host VLLM_MEDIA_FETCH_MAX_RETRIES times by then, each time for a bounded time.
     """
-    parameter = "video_url" if "video" in original.__name__ else "image_url"
-
-    async def fetch_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await original(self, *args, **kwargs)
-        except Exception as error:  # decoders raise what they like
-            url = args[0] if args else kwargs[parameter]
-            named = f"{parameter} {url!r:.200}" if is_remote(url) else f"{parameter} {show(url)}"
-            said = isinstance(error, VLLMUnprocessableEntityError)
-            if said or (is_remote(url) and not isinstance(error, ValueError)):
-                message = f"{named} cannot be loaded: {reason(error)}"
-                raise Unloadable(message, parameter=parameter) from error
-            raise Refused(f"{named}: {reason(error)}", parameter=parameter) from error
-
-    return fetch_async
+    try:
+        return await original(self, *args, **kwargs)
+    except Exception as error:  # decoders raise what they like
+        parameter = "video_url" if "video" in original.__name__ else "image_url"
+        url = args[0] if args else kwargs[parameter]
+        named = f"{parameter} {url!r:.200}" if is_remote(url) else f"{parameter} {show(url)}"
+        said = isinstance(error, VLLMUnprocessableEntityError)
+        if said or (is_remote(url) and not isinstance(error, ValueError)):
+            message = f"{named} cannot be loaded: {reason(error)}"
+            raise Unloadable(message, parameter=parameter) from error
+        raise Refused(f"{named}: {reason(error)}", parameter=parameter) from error
 
 
-def refuse_placeholders(original: Callable[..., Any]) -> Callable[..., Any]:
+def refuse_placeholders(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wraps `BaseRenderer._process_multimodal`: that a prompt lacks a picture's placeholder is no
     error of the server; vLLM asserts that it does not."""
-
-    def _process_multimodal(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(self, *args, **kwargs)
-        except (AssertionError, RuntimeError) as error:
-            if not str(error).startswith(_NO_PLACEHOLDER):
-                raise
-            raise Refused(
-                f"prompt must hold a placeholder for each picture and video: {error}",
-                parameter="prompt",
-            ) from error
-
-    return _process_multimodal
+    try:
+        return original(self, *args, **kwargs)
+    except (AssertionError, RuntimeError) as error:
+        if not str(error).startswith(_NO_PLACEHOLDER):
+            raise
+        raise Refused(
+            f"prompt must hold a placeholder for each picture and video: {error}",
+            parameter="prompt",
+        ) from error
 
 
 _NO_PLACEHOLDER = ("Failed to apply prompt replacement", "Expected there to be")
@@ -263,15 +250,11 @@ def _sendable(item: Any) -> bool:
     return str(item).encode(errors="ignore").decode() == str(item)
 
 
-def refuse_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+def refuse_beam_search(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wraps `beam_search`, online and offline: defaults would steer each of its steps."""
-
-    def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-        engine = self.engine_client if hasattr(self, "engine_client") else self.llm_engine
-        engine.input_processor.adaptvis.refuse_beams()
-        return original(self, *args, **kwargs)
-
-    return beam_search
+    engine = self.engine_client if hasattr(self, "engine_client") else self.llm_engine
+    engine.input_processor.adaptvis.refuse_beams()
+    return original(self, *args, **kwargs)
 
 
 def _refuse_beams(params: SteeringParams | None, field: str) -> None:
@@ -281,13 +264,9 @@ def _refuse_beams(params: SteeringParams | None, field: str) -> None:
         raise refused(BadParameter(message, "mode"))
 
 
-def complete_request(original: Callable[..., Any]) -> Callable[..., Any]:
+def complete_request(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wraps `InputProcessor.process_inputs`: the engine core gets complete parameters."""
-
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = original(self, *args, **kwargs)
-        if request.sampling_params is not None:
-            self.adaptvis.complete(request.sampling_params, resumable=request.resumable)
-        return request
-
-    return process_inputs
+    request = original(self, *args, **kwargs)
+    if request.sampling_params is not None:
+        self.adaptvis.complete(request.sampling_params, resumable=request.resumable)
+    return request

@@ -71,40 +71,38 @@ def steering_of(request: Any) -> RequestSteering | None:
     return request.adaptvis
 
 
-def make_room(original: Callable[..., Any]) -> Callable[..., Any]:
+def make_room(original: Callable[..., Any], self: Any) -> None:
     """Wraps `VllmConfig._set_compile_ranges`: room for two side rows a request.
 
     The worker's buffers are larger; what was derived from their size before, CUDA graph sizes
     among it, is as it was, and `keep_budget` lets the scheduler fill a step as before.
     """
-
-    def _set_compile_ranges(self: Any) -> None:
-        config, model = self.scheduler_config, self.model_config
-        # A configuration is checked again where it is copied.
-        if model is not None and steerable_model(model) and not hasattr(config, ROOM):
-            setattr(config, ROOM, 2 * config.max_num_seqs)
-            if config.max_num_scheduled_tokens is None:
-                config.max_num_scheduled_tokens = config.max_num_batched_tokens
-            config.max_num_batched_tokens += getattr(config, ROOM)
-        original(self)
-
-    return _set_compile_ranges
+    config, model = self.scheduler_config, self.model_config
+    # A configuration is checked again where it is copied.
+    if model is not None and steerable_model(model) and not hasattr(config, ROOM):
+        setattr(config, ROOM, 2 * config.max_num_seqs)
+        if config.max_num_scheduled_tokens is None:
+            config.max_num_scheduled_tokens = config.max_num_batched_tokens
+        config.max_num_batched_tokens += getattr(config, ROOM)
+    original(self)
 
 
-def keep_budget(original: Callable[..., Any]) -> Callable[..., Any]:
+def keep_budget(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Wraps `Scheduler.__init__`: it knows nothing of the room for side rows."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        room = getattr(self.scheduler_config, ROOM, 0)
-        if room:
-            self.scheduler_config = copy.copy(self.scheduler_config)
-            self.scheduler_config.max_num_batched_tokens -= room
-
-    return __init__
+    original(self, *args, **kwargs)
+    room = getattr(self.scheduler_config, ROOM, 0)
+    if room:
+        self.scheduler_config = copy.copy(self.scheduler_config)
+        self.scheduler_config.max_num_batched_tokens -= room
 
 
-def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
+def key_steered_blocks(
+    original: Callable[..., Any],
+    request: Any,
+    start_token_idx: int,
+    end_token_idx: int,
+    start_mm_idx: int,
+) -> tuple[tuple[Any, ...] | None, int]:
     """Wraps `generate_block_hash_extra_keys`.
 
     The block that holds position n, and by the hash chain every later one, is keyed by the
@@ -112,46 +110,38 @@ def key_steered_blocks(original: Callable[..., Any]) -> Callable[..., Any]:
     No one else could use it: an equal prompt recomputes n anyway, and in a longer prompt
     the same position is not the last one and not steered.
     """
-
-    def generate_block_hash_extra_keys(
-        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
-    ) -> tuple[tuple[Any, ...] | None, int]:
-        keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
-        steering = steering_of(request)
-        if steering is not None and steering.active and end_token_idx > steering.last:
-            own = request.request_id
-            keys = (*(keys or ()), ("adaptvis", steering.params.key(), own))
-        return keys, next_mm_idx
-
-    return generate_block_hash_extra_keys
+    keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
+    steering = steering_of(request)
+    if steering is not None and steering.active and end_token_idx > steering.last:
+        own = request.request_id
+        keys = (*(keys or ()), ("adaptvis", steering.params.key(), own))
+    return keys, next_mm_idx
 
 
-def exchange_results(original: Callable[..., Any]) -> Callable[..., Any]:
+def exchange_results(
+    original: Callable[..., Any], self: Any, scheduler_output: Any, model_runner_output: Any
+) -> Any:
     """Wraps `Scheduler.update_from_output`: confidences and alphas come from the worker, and
     reports leave with the first token. The front end keeps them: it is there that a stop
     string ends a request, and then there is no last output from here.
     """
-
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        for req_id, result in getattr(model_runner_output, "adaptvis", {}).items():
-            request = self.requests.get(req_id)
-            steering = request and steering_of(request)
-            if steering:
-                steering.take(*result)
-        silent = {}
-        for req_id in scheduler_output.num_scheduled_tokens:
-            request = self.requests.get(req_id)
-            steering = request and steering_of(request)
-            if steering and not steering.reported:
-                silent[req_id] = steering
-        results = original(self, scheduler_output, model_runner_output)
-        if silent:
-            for outputs in results.values():
-                for output in outputs.outputs:
-                    steering = silent.get(output.request_id)
-                    if steering is not None and output.new_token_ids:
-                        steering.reported = True
-                        output.kv_transfer_params = steering.carried(output.kv_transfer_params)
-        return results
-
-    return update_from_output
+    for req_id, result in getattr(model_runner_output, "adaptvis", {}).items():
+        request = self.requests.get(req_id)
+        steering = request and steering_of(request)
+        if steering:
+            steering.take(*result)
+    silent = {}
+    for req_id in scheduler_output.num_scheduled_tokens:
+        request = self.requests.get(req_id)
+        steering = request and steering_of(request)
+        if steering and not steering.reported:
+            silent[req_id] = steering
+    results = original(self, scheduler_output, model_runner_output)
+    if silent:
+        for outputs in results.values():
+            for output in outputs.outputs:
+                steering = silent.get(output.request_id)
+                if steering is not None and output.new_token_ids:
+                    steering.reported = True
+                    output.kv_transfer_params = steering.carried(output.kv_transfer_params)
+    return results

@@ -116,36 +116,26 @@ class SentPictures(LruKeyReplicatedSenderCache):
         return forget
 
 
-def count_handovers(original: Callable[..., Any]) -> Callable[..., Any]:
+def count_handovers(original: Callable[..., Any], vllm_config: Any) -> Any:
     """Wraps `processor_cache_from_config`, as the renderer uses it."""
-
-    def processor_cache_from_config(vllm_config: Any) -> Any:
-        cache = original(vllm_config)
-        if type(cache) is LruKeyReplicatedSenderCache:
-            return SentPictures(vllm_config.model_config)
-        return cache
-
-    return processor_cache_from_config
+    cache = original(vllm_config)
+    if type(cache) is LruKeyReplicatedSenderCache:
+        return SentPictures(vllm_config.model_config)
+    return cache
 
 
-def connect(original: Callable[..., Any]) -> Callable[..., Any]:
+def connect(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Wraps `LLMEngine.__init__` and `AsyncLLM.__init__`."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.output_processor.adaptvis_sent = self.renderer.mm_processor_cache
-
-    return __init__
+    original(self, *args, **kwargs)
+    self.output_processor.adaptvis_sent = self.renderer.mm_processor_cache
 
 
-def hand_over(original: Callable[..., Any]) -> Callable[..., Any]:
+def hand_over(
+    original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wraps `OutputProcessor.add_request`: the engine core's is the next thing that is called,
     and nothing refuses the request in between."""
-
-    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, request, *args, **kwargs)
-        sent = getattr(self, "adaptvis_sent", None)
-        if request.mm_features and isinstance(sent, SentPictures):
-            sent.handed_over(request.mm_features)
-
-    return add_request
+    original(self, request, *args, **kwargs)
+    sent = getattr(self, "adaptvis_sent", None)
+    if request.mm_features and isinstance(sent, SentPictures):
+        sent.handed_over(request.mm_features)

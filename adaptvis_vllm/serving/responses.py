@@ -19,58 +19,53 @@ def output_report(self: Any) -> dict[str, Any] | None:
     return (self.kv_transfer_params or {}).get(CARRIER)
 
 
-def deliver_report(original: Callable[..., Any]) -> Callable[..., Any]:
+def deliver_report(
+    original: Callable[..., Any],
+    self: Any,
+    new_token_ids: Any,
+    pooling_output: Any,
+    finish_reason: Any,
+    stop_reason: Any,
+    kv_transfer_params: dict[str, Any] | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `RequestState.make_request_output`.
 
     The report comes with the first token and leaves with the last output, counted.
     """
-
-    def make_request_output(
-        self: Any,
-        new_token_ids: Any,
-        pooling_output: Any,
-        finish_reason: Any,
-        stop_reason: Any,
-        kv_transfer_params: dict[str, Any] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if kv_transfer_params and CARRIER in kv_transfer_params:
-            self.adaptvis = kv_transfer_params[CARRIER]
-            rest = {k: v for k, v in kv_transfer_params.items() if k != CARRIER}
-            kv_transfer_params = rest or None
-        arrived = getattr(self, "adaptvis", None)
-        if arrived is not None and finish_reason is not None:
-            report = {k: v for k, v in arrived.items() if k != "branch"}
-            metrics.count_finished(report, arrived["branch"])
-            kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
-        return original(
-            self,
-            new_token_ids,
-            pooling_output,
-            finish_reason,
-            stop_reason,
-            kv_transfer_params,
-            *args,
-            **kwargs,
-        )
-
-    return make_request_output
+    if kv_transfer_params and CARRIER in kv_transfer_params:
+        self.adaptvis = kv_transfer_params[CARRIER]
+        rest = {k: v for k, v in kv_transfer_params.items() if k != CARRIER}
+        kv_transfer_params = rest or None
+    arrived = getattr(self, "adaptvis", None)
+    if arrived is not None and finish_reason is not None:
+        report = {k: v for k, v in arrived.items() if k != "branch"}
+        metrics.count_finished(report, arrived["branch"])
+        kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
+    return original(
+        self,
+        new_token_ids,
+        pooling_output,
+        finish_reason,
+        stop_reason,
+        kv_transfer_params,
+        *args,
+        **kwargs,
+    )
 
 
-def keep_report(original: Callable[..., Any]) -> Callable[..., Any]:
+def keep_report(
+    original: Callable[..., Any], self: Any, next_output: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wraps `RequestOutput.add`, which merges outputs and takes the later one's parameters.
 
     With n > 1 a choice may end, and report, before another one goes on.
     """
-
-    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
-        report = output_report(self)
-        original(self, next_output, *args, **kwargs)
-        if report is not None and output_report(self) is None:
-            self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
-
-    return add
+    report = output_report(self)
+    original(self, next_output, *args, **kwargs)
+    if report is not None and output_report(self) is None:
+        self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
 
 
 class _Tee:
@@ -95,32 +90,29 @@ def _put(response: Any, reports: list[dict[str, Any] | None]) -> None:
         response.kv_transfer_params = rest or None
 
 
-def full_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+async def full_chat(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `OpenAIServingChat.chat_completion_full_generator`."""
-
-    async def chat_completion_full_generator(
-        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        tee = _Tee(result_generator)
-        response = await original(self, request, aiter(tee), *args, **kwargs)
-        if hasattr(response, "choices"):
-            _put(response, [tee.reports.get(0)])
-        return response
-
-    return chat_completion_full_generator
+    tee = _Tee(result_generator)
+    response = await original(self, request, aiter(tee), *args, **kwargs)
+    if hasattr(response, "choices"):
+        _put(response, [tee.reports.get(0)])
+    return response
 
 
-def full_completion(original: Callable[..., Any]) -> Callable[..., Any]:
+def full_completion(
+    original: Callable[..., Any], self: Any, final_res_batch: list[Any], *args: Any, **kwargs: Any
+) -> Any:
     """Wraps `OpenAIServingCompletion.request_output_to_completion_response`."""
-
-    def request_output_to_completion_response(
-        self: Any, final_res_batch: list[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        response = original(self, final_res_batch, *args, **kwargs)
-        _put(response, [result.adaptvis for result in final_res_batch])
-        return response
-
-    return request_output_to_completion_response
+    response = original(self, final_res_batch, *args, **kwargs)
+    _put(response, [result.adaptvis for result in final_res_batch])
+    return response
 
 
 def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
@@ -136,32 +128,30 @@ def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
     return event
 
 
-def stream_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+async def stream_chat(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
     """Wraps `OpenAIServingChat.chat_completion_stream_generator`."""
-
-    async def chat_completion_stream_generator(
-        self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
-    ) -> AsyncIterator[str]:
-        tee = _Tee(result_generator)
-        async for event in original(self, request, aiter(tee), *args, **kwargs):
-            yield _with_report(event, tee, request.n or 1)
-
-    return chat_completion_stream_generator
+    tee = _Tee(result_generator)
+    async for event in original(self, request, aiter(tee), *args, **kwargs):
+        yield _with_report(event, tee, request.n or 1)
 
 
-def stream_completion(original: Callable[..., Any]) -> Callable[..., Any]:
+async def stream_completion(
+    original: Callable[..., Any],
+    self: Any,
+    request: Any,
+    engine_inputs: Any,
+    result_generator: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncIterator[str]:
     """Wraps `OpenAIServingCompletion.completion_stream_generator`."""
-
-    async def completion_stream_generator(
-        self: Any,
-        request: Any,
-        engine_inputs: Any,
-        result_generator: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> AsyncIterator[str]:
-        tee = _Tee(result_generator)
-        async for event in original(self, request, engine_inputs, aiter(tee), *args, **kwargs):
-            yield _with_report(event, tee, request.n or 1)
-
-    return completion_stream_generator
+    tee = _Tee(result_generator)
+    async for event in original(self, request, engine_inputs, aiter(tee), *args, **kwargs):
+        yield _with_report(event, tee, request.n or 1)

@@ -23,7 +23,7 @@ from checkpoints.refused import make_deepseek_vl2, make_lfm2_vl, make_llama4, ma
 
 @dataclass(frozen=True)
 class Family:
-    """One family, as `test_families.py` runs it and README's table names it.
+    """One family, as `test_families.py` runs it and the table of docs/models.md names it.
 
     name: in the table. make: writes a tiny checkpoint into a new folder. image, video: the
     placeholder of one of them in a prompt; video is empty where the family takes none.

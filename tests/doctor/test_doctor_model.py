@@ -117,13 +117,13 @@ def test_engine_options_count(model: Path) -> None:
 
 
 def test_the_command() -> None:
-    """README has its output."""
+    """docs/models.md has its output."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-P", "-m", "adaptvis_vllm.cli", "doctor"]
     options = ("--model", "models/spatial-llava", "--max-model-len", "256")
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert f"```\n{done.stdout}```\n" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{done.stdout}```\n" in (root / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def test_many_runs_are_shortened(model: Path) -> None:

@@ -122,7 +122,7 @@ class Step:
     def recompute(self, output: torch.Tensor, rows: StepRows, layer: Any = None) -> None:
         none = torch.empty(0)
         tensors = (self.query, none, none, self.kv_cache, self.metadata, output, rows)
-        cpu.recompute(layer or self.layer, 0, None, *tensors)
+        cpu.CpuLayer(layer or self.layer, 0, None).recompute(*tensors)
 
     def expected(self, alphas: list[float], spans: list[list[int]]) -> torch.Tensor:
         """[R, heads, dim] float64: the formula, row by row."""
@@ -215,7 +215,7 @@ def test_side_rows(dtype: torch.dtype, dim: int, amx: bool, isa: str, variant: s
     step.impl.do_kv_cache_update = lambda layer, k, v, cache, slots: write(step, isa, k, v, slots)
     output = torch.full_like(step.query, float("nan"))
     tensors = (step.query, key, value, step.kv_cache, step.metadata, output, rows)
-    cpu.recompute(step.layer, 0, SimpleNamespace(plan=plan), *tensors)
+    cpu.CpuLayer(step.layer, 0, SimpleNamespace(plan=plan)).recompute(*tensors)
     assert output[[1, 2, 3, 5, 6]].isnan().all()
     in_place = [step.rows[0], step.rows[3]]
     wanted = step.expected([2.0, 0.0, 0.0, 0.5, 0.0], spans)[[0, 3]]

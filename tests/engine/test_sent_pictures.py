@@ -140,13 +140,13 @@ def test_other_caches_are_left_alone(config: Any) -> None:
     config.model_config = config
     others = (None, MultiModalProcessorOnlyCache(config))
     for other in others:
-        assert count_handovers(lambda _, other=other: other)(config) is other
-    made = count_handovers(lambda _: LruKeyReplicatedSenderCache(config))(config)
+        assert count_handovers(lambda _, other=other: other, config) is other
+    made = count_handovers(lambda _: LruKeyReplicatedSenderCache(config), config)
     assert type(made) is SentPictures
 
     taken: list[Any] = []
     processor = SimpleNamespace(adaptvis_sent=others[1])
-    hand_over(lambda self, request: taken.append(request))(
-        processor, SimpleNamespace(mm_features=[1])
+    hand_over(
+        lambda self, request: taken.append(request), processor, SimpleNamespace(mm_features=[1])
     )
     assert len(taken) == 1

@@ -1,4 +1,4 @@
-"""Steered answers of the engine are the reference's, for every family; README's table says so."""
+"""Steered answers of the engine are the reference's, for every family; docs/models.md says so."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_start_up_refuses_rows_in_buffers_that_nobody_knows(
         answer(checkpoint("qwen3-vl"), FAMILIES["qwen3-vl"], cases)
 
 
-def test_the_readme_has_this_table(found: dict[str, Found]) -> None:
+def test_the_page_has_this_table(found: dict[str, Found]) -> None:
     """Of the families that ran; all of them ran where no test was deselected or failed."""
     rows = {n: family_table.row(FAMILIES[n], f) for n, f in found.items() if _complete(f)}
     whole = len(rows) == len(FAMILIES)
@@ -231,7 +231,7 @@ def test_the_readme_has_this_table(found: dict[str, Found]) -> None:
         family_table.write(list(rows.values()))
     table = family_table.read()
     missing = [row for row in rows.values() if row not in table]
-    hint = "ADAPTVIS_WRITE_TABLE=1 pytest tests/families/test_families.py writes README's table"
+    hint = "ADAPTVIS_WRITE_TABLE=1 pytest tests/families/test_families.py writes the table"
     assert not missing, "\n".join([hint, *missing])
     assert not whole or table == list(rows.values()), hint
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from adaptvis_vllm import kernels
 from adaptvis_vllm.engine.attention import paged
 from adaptvis_vllm.engine.plan import StepRows
 from adaptvis_vllm.steering.span import pack_bits
@@ -42,8 +41,8 @@ def ints(values: list[int], device: str) -> torch.Tensor:
 @pytest.mark.parametrize("layout", [hnd, nhd, packed], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("cache", ["auto", "fp8_e4m3", "fp8_e5m2"])
 @pytest.mark.parametrize("variant", ["plain", "window", "softcap-sinks"])
-def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) -> None:
-    monkeypatch.setattr(kernels, "steered_attention", steered_attention, raising=False)
+def test_layout(launch, monkeypatch, device, layout, cache, variant) -> None:
+    monkeypatch.setattr("adaptvis_vllm.kernels.gpu.launch.Layer", launch.Layer)
     torch.manual_seed(0)
     dtype = (
         torch.float32
@@ -77,7 +76,12 @@ def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) 
     cap = 2.0 if "softcap" in variant else None
     window = 24 if variant == "window" else None
     impl = SimpleNamespace(
-        num_heads=HEADS, head_size=DIM, scale=DIM**-0.5, logits_soft_cap=cap, sinks=sinks
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_size=DIM,
+        scale=DIM**-0.5,
+        logits_soft_cap=cap,
+        sinks=sinks,
     )
     layer = SimpleNamespace(
         impl=impl,
@@ -89,7 +93,8 @@ def test_layout(steered_attention, monkeypatch, device, layout, cache, variant) 
     out = torch.full_like(query, float("nan"))
     metadata = SimpleNamespace(block_table=table)
     none = torch.empty(0)
-    paged.recompute(layer, 0, None, query, none, none, kv_cache, metadata, out, rows)
+    steered = paged.PagedLayer(layer, 0, None)
+    steered.recompute(query, none, none, kv_cache, metadata, out, rows)
 
     k, v = values.double().split(DIM, -1)
     for row, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""README's table of families: made from what the tests found, checked by them.
+"""The table of families in docs/models.md: made from what the tests found, checked by them.
 
 `ADAPTVIS_WRITE_TABLE=1 pytest tests/families/test_families.py` writes it.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checkpoints.families import Family
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN = (
     "<!-- families: written by ADAPTVIS_WRITE_TABLE=1 pytest tests/families/test_families.py -->"
 )
@@ -48,20 +48,20 @@ def row(family: Family, found: Found) -> str:
 
 
 def write(rows: list[str]) -> None:
-    """Put the rows between README's markers."""
-    text = README.read_text(encoding="utf-8")
+    """Put the rows between the page's markers."""
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join([BEGIN, *HEAD, *rows, END])
-    README.write_text(before + table + after, encoding="utf-8")
+    PAGE.write_text(before + table + after, encoding="utf-8")
 
 
 def read() -> list[str]:
-    """README's rows."""
-    _, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    """The page's rows."""
+    _, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     table, end, _ = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the lines {BEGIN} and {END}")
+        raise ValueError(f"{PAGE} lacks the lines {BEGIN} and {END}")
     return table.strip().splitlines()[len(HEAD) :]
 
 

@@ -34,51 +34,61 @@ def compiled() -> bool:
     return reason is None
 
 
-def recompute(
-    layer: Any,
-    index: int,
-    steering: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    kv_cache: torch.Tensor,
-    metadata: Any,
-    output: torch.Tensor,
-    rows: StepRows,
-) -> None:
-    """Overwrite output[rows] with steered attention, and keep side rows' keys and values.
+class CpuLayer:
+    """The steered rows of one vLLM `Attention` layer. index: its decoder layer index."""
 
-    query, output: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads,
-    head_dim]. kv_cache: [blocks, kv_heads, block, 2 * head_dim]
-    (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
-    """
-    impl = layer.impl
-    shape = (-1, impl.num_heads, impl.head_size)
-    output, query, table = output.view(shape), query.view(shape), metadata.block_table
-    options: dict[str, Any] = {
-        "scale": impl.scale,
-        "window": max(0, impl.sliding_window),
-        "soft_cap": impl.logits_soft_cap or 0.0,
-        "sinks": None if impl.sinks is None else impl.sinks.float().contiguous(),
-    }
-    if rows.num_sides:
-        # As the cache would hold them, and copies: what a layer computed is the next one's memory.
-        shape = (-1, impl.num_kv_heads, impl.head_size)
-        own = [t[rows.sides].reshape(shape).to(kv_cache.dtype, copy=True) for t in (key, value)]
-        options |= {"key": own[0], "value": own[1], "first_side": rows.sides.start}
-        slots = metadata.slot_mapping[steering.plan.base]
+    def __init__(self, layer: Any, index: int, steering: Any) -> None:
+        self.layer, self.steering = layer, steering
+        impl = layer.impl
+        self.queries = (-1, impl.num_heads, impl.head_size)
+        self.keys = (-1, impl.num_kv_heads, impl.head_size)
+        self.packed = layer.isa == "amx"
+        self.options: dict[str, Any] = {
+            "scale": impl.scale,
+            "window": max(0, impl.sliding_window),
+            "soft_cap": impl.logits_soft_cap or 0.0,
+            "sinks": None if impl.sinks is None else impl.sinks.float().contiguous(),
+        }
 
-        def commit(chosen: torch.Tensor) -> None:
-            kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
-            impl.do_kv_cache_update(layer, *kept, kv_cache, slots)
+    def recompute(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: Any,
+        output: torch.Tensor,
+        rows: StepRows,
+    ) -> None:
+        """Overwrite output[rows] with steered attention, and keep side rows' keys and values.
 
-        steering.plan.commits.append(commit)
-    packed = layer.isa == "amx"
-    tensors = (*rows.tensors(), rows.own)
-    if compiled():
-        kernel.steer_rows(output, query, kv_cache, table, *tensors, packed=packed, **options)
-    else:
-        in_torch(output, query, kv_cache, table, rows, packed, options)
+        query, output: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads,
+        head_dim]. kv_cache: [blocks, kv_heads, block, 2 * head_dim]
+        (`CPUAttentionBackendImpl.forward`). metadata: `CPUAttentionMetadata`.
+        """
+        output, query = output.view(self.queries), query.view(self.queries)
+        table, options = metadata.block_table, self.options
+        if rows.num_sides:
+            # As the cache would hold them, and copies: what a layer computed is the next one's
+            # memory.
+            own = [
+                t[rows.sides].reshape(self.keys).to(kv_cache.dtype, copy=True) for t in (key, value)
+            ]
+            options = options | {"key": own[0], "value": own[1], "first_side": rows.sides.start}
+            slots = metadata.slot_mapping[self.steering.plan.base]
+
+            def commit(chosen: torch.Tensor) -> None:
+                kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
+                self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
+
+            self.steering.plan.commits.append(commit)
+        if compiled():
+            tensors = (*rows.tensors(), rows.own)
+            kernel.steer_rows(
+                output, query, kv_cache, table, *tensors, packed=self.packed, **options
+            )
+        else:
+            in_torch(output, query, kv_cache, table, rows, self.packed, options)
 
 
 def in_torch(

@@ -26,65 +26,77 @@ def caches(layers: Sequence[Any]) -> Any:
     return Caches([_views(layer, layer.kv_cache) for layer in layers])
 
 
-def recompute(
-    layer: Any,
-    index: int,
-    steering: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    kv_cache: torch.Tensor,
-    metadata: Any,
-    output: torch.Tensor,
-    rows: StepRows,
-) -> None:
-    """Overwrite output[rows] with steered attention, and keep side rows' keys and values; no
-    host sync.
+class PagedLayer:
+    """The steered rows of one vLLM `Attention` layer. index: its decoder layer index."""
 
-    query, output: [num_tokens, num_heads, head_dim] or flat in the last two; key, value with
-    num_kv_heads. kv_cache: [blocks, kv_heads, block, 2 * head_dim], any strides. metadata: the
-    backend's, with `block_table` [num_reqs, blocks per request] int32.
-    """
-    from adaptvis_vllm.kernels import steered_attention
-    from adaptvis_vllm.kernels.gpu.launch import Sides
+    def __init__(self, layer: Any, index: int, steering: Any) -> None:
+        self.layer, self.steering = layer, steering
+        impl = layer.impl
+        self.queries = (-1, impl.num_heads, impl.head_size)
+        self.keys = (-1, impl.num_kv_heads, impl.head_size)
+        self.line = None if steering is None else steering.cache_lines[index]
+        self.float8 = layer.kv_cache_dtype in _FP8
+        self.options: dict[str, Any] = {
+            "scale": impl.scale,
+            "window": layer.sliding_window or 0,
+            "soft_cap": impl.logits_soft_cap or 0.0,
+            "sinks": impl.sinks,
+        }
+        self.kv_cache: torch.Tensor | None = None  # that of `kernel`
+        self.kernel: Any = None
 
-    impl = layer.impl
-    shape = (-1, impl.num_heads, impl.head_size)
-    key_cache, value_cache = _views(layer, kv_cache)
-    k_scale = k_own = v_scale = None
-    query = query.view(shape)
-    if layer.kv_cache_dtype in _FP8:
-        k_scale, v_scale = layer._k_scale, layer._v_scale
-        k_own = k_scale
-        if query.element_size() == 1:  # quantised by the layer, for kernels that want it so
-            query = query.to(output.dtype)
-            k_scale = k_scale * layer._q_scale
-    sides = None
-    if rows.num_sides:
-        plan = steering.plan
+    def recompute(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: Any,
+        output: torch.Tensor,
+        rows: StepRows,
+    ) -> None:
+        """Overwrite output[rows] with steered attention, and keep side rows' keys and values; no
+        host sync.
+
+        query, output: [num_tokens, num_heads, head_dim] or flat in the last two; key, value with
+        num_kv_heads. kv_cache: [blocks, kv_heads, block, 2 * head_dim], any strides. metadata: the
+        backend's, with `block_table` [num_reqs, blocks per request] int32.
+        """
+        if kv_cache is not self.kv_cache:
+            from adaptvis_vllm.kernels.gpu.launch import Layer
+
+            self.kernel = Layer(*_views(self.layer, kv_cache), **self.options)
+            self.kv_cache = kv_cache
+        k_scale = k_own = v_scale = None
+        query = query.view(self.queries)
+        if self.float8:
+            k_scale, v_scale = self.layer._k_scale, self.layer._v_scale
+            k_own = k_scale
+            if query.element_size() == 1:  # quantised by the layer, for kernels that want it so
+                query = query.to(output.dtype)
+                k_scale = k_scale * self.layer._q_scale
+        self.kernel(
+            output.view(self.queries),
+            query,
+            metadata.block_table,
+            *rows.tensors(),
+            max_kv_len=rows.max_kv_len,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            sides=self._sides(rows, key, value, k_own) if rows.num_sides else None,
+        )
+
+    def _sides(self, rows: StepRows, key: torch.Tensor, value: torch.Tensor, scale: Any) -> Any:
+        """`kernels.sides.Sides` of a step."""
+        from adaptvis_vllm.kernels.gpu.sides import Sides
+
+        plan = self.steering.plan
         if plan.kept is None:
-            plan.kept = steering.caches.keep(rows.num_sides)
+            plan.kept = self.steering.caches.keep(rows.num_sides)
             plan.commits.append(plan.kept.commit)
-        shape_kv = (-1, impl.num_kv_heads, impl.head_size)
-        kept, where = plan.kept.layer(steering.cache_lines[index])
-        own_rows = (key.view(shape_kv), value.view(shape_kv))
-        sides = Sides(rows.own, rows.sides.start, *own_rows, kept, where, k_own)
-    steered_attention(
-        output.view(shape),
-        query,
-        key_cache,
-        value_cache,
-        metadata.block_table,
-        *rows.tensors(),
-        scale=impl.scale,
-        max_kv_len=rows.max_kv_len,
-        window=layer.sliding_window or 0,
-        soft_cap=impl.logits_soft_cap or 0.0,
-        sinks=impl.sinks,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        sides=sides,
-    )
+        kept, where = plan.kept.layer(self.line)
+        own_rows = (key.view(self.keys), value.view(self.keys))
+        return Sides(rows.own, rows.sides.start, *own_rows, kept, where, scale)
 
 
 def _views(layer: Any, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

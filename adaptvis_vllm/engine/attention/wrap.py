@@ -14,16 +14,12 @@ import torch
 from adaptvis_vllm.engine.attention import cpu, paged
 from adaptvis_vllm.engine.steps import Steering
 
-# (layer, its index, steering, query, key, value, kv_cache, metadata, output, rows): overwrites
-# output's steered rows.
-Recompute = Callable[..., None]
-
-# vLLM's `AttentionBackend.get_name()` -> recomputation.
-BACKENDS: dict[str, Recompute] = {
-    "CPU_ATTN": cpu.recompute,
-    "FLASH_ATTN": paged.recompute,
-    "FLASHINFER": paged.recompute,
-    "TRITON_ATTN": paged.recompute,
+# vLLM's `AttentionBackend.get_name()` -> what computes steered rows of a layer.
+BACKENDS: dict[str, type[Any]] = {
+    "CPU_ATTN": cpu.CpuLayer,
+    "FLASH_ATTN": paged.PagedLayer,
+    "FLASHINFER": paged.PagedLayer,
+    "TRITON_ATTN": paged.PagedLayer,
 }
 # Layers whose attention is more than a causal one over the prompt have classes of their own.
 LAYERS = ("Attention",)
@@ -66,23 +62,28 @@ def install(layers: dict[int, tuple[str, Any]], steering: Steering) -> None:
             raise ValueError(f"adaptvis: {reason}")
         if layer.attn_backend.get_name() == "CPU_ATTN":
             cpu.compiled()  # now, and not in somebody's first request
-    lines = [i for i, (_, layer) in layers.items() if recompute_of(layer) is paged.recompute]
+    lines = [i for i, (_, layer) in layers.items() if rows_of(layer) is paged.PagedLayer]
     steering.cache_lines = {index: line for line, index in enumerate(lines)}
     if lines:
         steering.caches = paged.caches([layers[index][1] for index in lines])
     for index, (_, layer) in layers.items():
-        layer.impl.forward = steered(layer.impl, index, steering, recompute_of(layer))
+        layer.impl.forward = SteeredLayer(layer, index, steering)
 
 
-def recompute_of(layer: Any) -> Recompute:
+def rows_of(layer: Any) -> type[Any]:
     return BACKENDS[layer.attn_backend.get_name()]
 
 
-def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> Callable[..., Any]:
-    """`impl.forward`, then the recomputation where the step's plan has rows for this layer."""
-    base = getattr(impl.forward, "adaptvis_base", impl.forward)
+class SteeredLayer:
+    """`impl.forward` of a layer, then the rows that the step's plan has for it."""
 
-    def forward(
+    def __init__(self, layer: Any, index: int, steering: Steering) -> None:
+        self.adaptvis_base = base_of(layer.impl)
+        self.index, self.steering = index, steering
+        self.rows = rows_of(layer)(layer, index, steering)
+
+    def __call__(
+        self,
         layer: Any,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -92,31 +93,35 @@ def steered(impl: Any, index: int, steering: Steering, recompute: Recompute) -> 
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        result = base(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
-        plan = steering.plan
-        if plan is not None and attn_metadata is not None:
-            rows = plan.by_layer[index] if plan.by_layer else None
+        result = self.adaptvis_base(
+            layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs
+        )
+        plan = self.steering.plan
+        if plan is not None and attn_metadata is not None and plan.by_layer:
+            rows = plan.by_layer[self.index]
             if rows is not None:
                 output = kwargs["output"] if "output" in kwargs else args[0]
-                tensors = (query, key, value, kv_cache, attn_metadata, output, rows)
-                recompute(layer, index, steering, *tensors)
+                self.rows.recompute(query, key, value, kv_cache, attn_metadata, output, rows)
                 plan.layers_done += 1
         return result
 
-    forward.adaptvis_base = base  # type: ignore[attr-defined]
-    return forward
+
+def base_of(impl: Any) -> Callable[..., Any]:
+    """vLLM's own `forward`: a cache that is made a second time wraps it again."""
+    return getattr(impl.forward, "adaptvis_base", impl.forward)
 
 
-def keep_block_table(original: Callable[..., Any]) -> Callable[..., Any]:
+def keep_block_table(
+    original: Callable[..., Any],
+    self: Any,
+    common_attn_metadata: Any,
+    ubatch_idx: int = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `AttentionGroup.build_metadata`: the kernel needs the block table of the step."""
-
-    def build_metadata(
-        self: Any, common_attn_metadata: Any, ubatch_idx: int = 0, *args: Any, **kwargs: Any
-    ) -> Any:
-        metadata = original(self, common_attn_metadata, ubatch_idx, *args, **kwargs)
-        if self.backend.get_name() == "FLASHINFER":
-            mapped = self._with_kernel_block_table(common_attn_metadata, ubatch_idx)
-            metadata.block_table = mapped.block_table_tensor
-        return metadata
-
-    return build_metadata
+    metadata = original(self, common_attn_metadata, ubatch_idx, *args, **kwargs)
+    if self.backend.get_name() == "FLASHINFER":
+        mapped = self._with_kernel_block_table(common_attn_metadata, ubatch_idx)
+        metadata.block_table = mapped.block_table_tensor
+    return metadata

@@ -36,18 +36,14 @@ TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_16 = 0.1
 
 
-def check_side_rows(original: Callable[..., Any]) -> Callable[..., Any]:
+def check_side_rows(original: Callable[..., Any], self: Any) -> Any:
     """Wraps `compile_or_warm_up_model` of a worker; ValueError for a model that fails."""
-
-    def compile_or_warm_up_model(self: Any) -> Any:
-        result = original(self)
-        if getattr(self.model_runner, "adaptvis", None) is not None:
-            reason = problem(self)
-            if reason:
-                raise ValueError(f"adaptvis: {reason}; {WITHOUT}")
-        return result
-
-    return compile_or_warm_up_model
+    result = original(self)
+    if getattr(self.model_runner, "adaptvis", None) is not None:
+        reason = problem(self)
+        if reason:
+            raise ValueError(f"adaptvis: {reason}; {WITHOUT}")
+    return result
 
 
 def problem(worker: Any) -> str | None:

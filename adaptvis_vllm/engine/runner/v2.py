@@ -11,17 +11,13 @@ from vllm.config import CUDAGraphMode
 from adaptvis_vllm.engine.runner.install import make_steering
 
 
-def initialize_kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
+def initialize_kv_cache(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """The model and its attention layers exist now."""
-
-    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.adaptvis = make_steering(self.vllm_config, self.device, self.model)
-        self.cudagraph_manager.adaptvis = self.adaptvis
-        if self.adaptvis is not None:
-            _fill_inputs(self.model_state, self.model, self.adaptvis)
-
-    return initialize_kv_cache
+    original(self, *args, **kwargs)
+    self.adaptvis = make_steering(self.vllm_config, self.device, self.model)
+    self.cudagraph_manager.adaptvis = self.adaptvis
+    if self.adaptvis is not None:
+        _fill_inputs(self.model_state, self.model, self.adaptvis)
 
 
 def _fill_inputs(state: Any, model: Any, steering: Any) -> None:
@@ -47,96 +43,74 @@ def _fill_inputs(state: Any, model: Any, steering: Any) -> None:
     state.prepare_inputs_embeds, state.prepare_inputs = prepare_inputs_embeds, prepare_inputs
 
 
-def execute_model(original: Callable[..., Any]) -> Callable[..., Any]:
+def execute_model(
+    original: Callable[..., Any],
+    self: Any,
+    scheduler_output: Any,
+    intermediate_tensors: Any = None,
+    dummy_run: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Plan the step, run it, see that every layer was steered."""
-
-    def execute_model(
-        self: Any,
-        scheduler_output: Any,
-        intermediate_tensors: Any = None,
-        dummy_run: bool = False,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        steering = getattr(self, "adaptvis", None)
-        if steering is None or dummy_run:
-            return original(
-                self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs
-            )
-        steering.begin_step(scheduler_output)
-        result = original(self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs)
-        if steering.extra_rows:
-            steering.after_forward(self.execute_model_state.hidden_states)
-        steering.end_forward()
-        return result
-
-    return execute_model
+    steering = getattr(self, "adaptvis", None)
+    if steering is None or dummy_run:
+        return original(self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs)
+    steering.begin_step(scheduler_output)
+    result = original(self, scheduler_output, intermediate_tensors, dummy_run, *args, **kwargs)
+    if steering.extra_rows:
+        steering.after_forward(self.execute_model_state.hidden_states)
+    steering.end_forward()
+    return result
 
 
-def graph_dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
+def graph_dispatch(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """A step with a steered row leaves FULL CUDA graphs, whose replay runs no Python."""
-
-    def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steering = getattr(self, "adaptvis", None)
-        if steering is None or steering.plan is None:
-            return original(self, *args, **kwargs)
-        if not hasattr(self, "adaptvis_candidates"):  # they do not change after its __init__
-            self.adaptvis_candidates = {
-                key: [d for d in descriptors if d.cg_mode != CUDAGraphMode.FULL]
-                for key, descriptors in self._candidates.items()
-            }
-        without_full = copy.copy(self)
-        without_full._candidates = self.adaptvis_candidates
-        return original(without_full, *args, **kwargs)
-
-    return dispatch
+    steering = getattr(self, "adaptvis", None)
+    if steering is None or steering.plan is None:
+        return original(self, *args, **kwargs)
+    if not hasattr(self, "adaptvis_candidates"):  # they do not change after its __init__
+        self.adaptvis_candidates = {
+            key: [d for d in descriptors if d.cg_mode != CUDAGraphMode.FULL]
+            for key, descriptors in self._candidates.items()
+        }
+    without_full = copy.copy(self)
+    without_full._candidates = self.adaptvis_candidates
+    return original(without_full, *args, **kwargs)
 
 
-def choose_graph(original: Callable[..., Any]) -> Callable[..., Any]:
+def choose_graph(
+    original: Callable[..., Any],
+    cudagraph_manager: Any,
+    num_reqs: int,
+    num_tokens: int,
+    uniform_token_count: int | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `dispatch_cg_and_sync_dp`: side rows lie in what the model takes for padding, so they
     are tokens to graphs and to other data-parallel ranks, and a batch with them no decode."""
-
-    def dispatch_cg_and_sync_dp(
-        cudagraph_manager: Any,
-        num_reqs: int,
-        num_tokens: int,
-        uniform_token_count: int | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        steering = getattr(cudagraph_manager, "adaptvis", None)
-        extra = 0 if steering is None else steering.extra_rows
-        if extra:
-            num_tokens, uniform_token_count = num_tokens + extra, None
-            kwargs |= {"max_query_len": None, "uniform_decode": False}
-        return original(
-            cudagraph_manager, num_reqs, num_tokens, uniform_token_count, *args, **kwargs
-        )
-
-    return dispatch_cg_and_sync_dp
+    steering = getattr(cudagraph_manager, "adaptvis", None)
+    extra = 0 if steering is None else steering.extra_rows
+    if extra:
+        num_tokens, uniform_token_count = num_tokens + extra, None
+        kwargs |= {"max_query_len": None, "uniform_decode": False}
+    return original(cudagraph_manager, num_reqs, num_tokens, uniform_token_count, *args, **kwargs)
 
 
-def prepare_attn(original: Callable[..., Any]) -> Callable[..., Any]:
+def prepare_attn(original: Callable[..., Any], self: Any, input_batch: Any) -> Any:
     """Rows of the batch are known now."""
-
-    def prepare_attn(self: Any, input_batch: Any) -> Any:
-        result = original(self, input_batch)
-        steering = getattr(self, "adaptvis", None)
-        if steering is not None and steering.plan is not None:
-            index = {req_id: i for i, req_id in enumerate(input_batch.req_ids)}
-            starts = input_batch.query_start_loc_np[: input_batch.num_reqs + 1]
-            steering.locate(index, starts)
-        return result
-
-    return prepare_attn
+    result = original(self, input_batch)
+    steering = getattr(self, "adaptvis", None)
+    if steering is not None and steering.plan is not None:
+        index = {req_id: i for i, req_id in enumerate(input_batch.req_ids)}
+        starts = input_batch.query_start_loc_np[: input_batch.num_reqs + 1]
+        steering.locate(index, starts)
+    return result
 
 
-def sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+def sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Send confidences and alphas along with the sampled tokens."""
-
-    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = original(self, *args, **kwargs)
-        steering = getattr(self, "adaptvis", None)
-        return output if steering is None else steering.end_sampling(output)
-
-    return sample_tokens
+    output = original(self, *args, **kwargs)
+    steering = getattr(self, "adaptvis", None)
+    return output if steering is None else steering.end_sampling(output)
