@@ -41,10 +41,17 @@ def use_async_scheduling() -> None:
 
 def count_kernel_calls() -> list[int]:
     """One entry a call."""
-    from adaptvis_vllm import kernels
+    from adaptvis_vllm.kernels.gpu.launch import Layer
 
-    calls, original = [], kernels.steered_attention
-    kernels.steered_attention = lambda *a, **k: (calls.append(len(a[5])), original(*a, **k))
+    calls: list[int] = []
+
+    def call(
+        self: Any, out: Any, query: Any, table: Any, rows: Any, *more: Any, **named: Any
+    ) -> None:
+        calls.append(len(rows))
+        original(self, out, query, table, rows, *more, **named)
+
+    original, Layer.__call__ = Layer.__call__, call
     return calls
 
 
