@@ -90,8 +90,9 @@ class Profile:
         layers = runner.vllm_config.compilation_config.static_forward_context
         for layer in layers.values():
             impl = getattr(layer, "impl", None)
-            if isinstance(getattr(impl, "forward", None), SteeredLayer):
-                watch("steering rows", impl.forward.rows, "recompute")
+            forward = getattr(impl, "forward", None)
+            if isinstance(forward, SteeredLayer):
+                watch("steering rows", forward.rows, "recompute")
             watch("attention", impl, "forward")
         try:
             yield

@@ -112,6 +112,7 @@ class Layer:
             (out.data_ptr() % 16, query.data_ptr() % 16),
             (_kind(k_scale), _kind(v_scale)),
             key is not None
+            and value is not None
             and (s_key, s_value, key.data_ptr() % 16, value.data_ptr() % 16, _kind(k_own)),
         )
         plan = self.plans.get(call)
@@ -196,8 +197,15 @@ class Layer:
         if plan is not None:
             return plan, False
         plan = _plans[signature] = _make_plan(
-            *(query, key_cache, self.tile, self.window, self.soft_cap, sinks),
-            *(*scales[:2], self.rule),
+            query,
+            key_cache,
+            self.tile,
+            self.window,
+            self.soft_cap,
+            sinks,
+            scales[0],
+            scales[1],
+            self.rule,
             rows=1 if sides is None else PAIR,
         )
         return plan, True
