@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.admission import server_defaults
+from adaptvis_vllm.defaults import server_defaults
 from adaptvis_vllm.media import decode_video
 from adaptvis_vllm.rows import Row, output_row, parse_row, row_id_of
 

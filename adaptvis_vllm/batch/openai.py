@@ -16,8 +16,9 @@ from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.multimodal.media.connector import merge_media_io_kwargs
 from vllm.utils import random_uuid
 
-from adaptvis_vllm.admission import check_fields, server_defaults
+from adaptvis_vllm.admission import check_fields
 from adaptvis_vllm.batch.stream import Answer, EngineFailed
+from adaptvis_vllm.defaults import server_defaults
 from adaptvis_vllm.lines import check_unicode
 from adaptvis_vllm.media import fetch_image
 from adaptvis_vllm.offline import media_options

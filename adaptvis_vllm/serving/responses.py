@@ -12,6 +12,7 @@ from typing import Any
 
 from adaptvis_vllm.report import CARRIER
 from adaptvis_vllm.serving import metrics
+from adaptvis_vllm.serving.texts import with_texts
 
 
 def output_report(self: Any) -> dict[str, Any] | None:
@@ -41,6 +42,8 @@ def deliver_report(
     arrived = getattr(self, "adaptvis", None)
     if arrived is not None and finish_reason is not None:
         report = {k: v for k, v in arrived.items() if k != "branch"}
+        if report.get("candidates"):
+            report["candidates"] = with_texts(self, report["candidates"])
         metrics.count_finished(report, arrived["branch"])
         kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
     return original(
