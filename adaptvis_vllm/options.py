@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
+from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, OPTION, parse
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
-from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.preset import expand
 
 STEERING = (
@@ -24,7 +24,10 @@ STEERING = (
     "confidence",
     "confidence_decimals",
     "span",
+    "candidates",
+    MAX_CANDIDATES,
 )
+_CANDIDATES = ("candidates", MAX_CANDIDATES)
 _HELP = {
     "mode": ", ".join(MODES),
     "preset": f"file of `calibrate`, or {', '.join(PRESETS)}",
@@ -32,6 +35,8 @@ _HELP = {
     "confidence": f"{', '.join(CONFIDENCES)}; default max_prob",
     "confidence_decimals": "default: no rounding",
     "span": f"{', '.join(SPANS)}; default embeddings",
+    "candidates": "alphas to report the best first token of, such as 0.5,1.5; no steering",
+    MAX_CANDIDATES: "most candidates of a request; default 2",
 }
 
 
@@ -86,13 +91,13 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
 def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") -> None:
     """Add the options named in STEERING, as a group; each is None if it is not given.
 
-    mode: the name of that field's option, None for none.
+    mode: the name of that field's option, None for none, and then none for candidates either.
     """
     group = parser.add_argument_group(title)
     for name in STEERING:
         option = mode if name == "mode" else "--" + name.replace("_", "-")
-        if option is None:
-            parser.set_defaults(mode=None)
+        if option is None or (mode is None and name in _CANDIDATES):
+            parser.set_defaults(**{name: None})
         else:
             group.add_argument(
                 option,
@@ -114,6 +119,7 @@ _TYPES: dict[str, Any] = {
     "alpha_high": float,
     "threshold": float,
     "confidence_decimals": _decimals,
+    MAX_CANDIDATES: int,
 }
 
 
@@ -127,19 +133,17 @@ def steered_config(additional_config: Any, given: Mapping[str, Any]) -> dict[str
 
     given: fields without prefix. ValueError for a wrong one, and where both have some.
     """
-    from adaptvis_vllm.engine.admission import OPTION
-
     config = dict(additional_config or {})
-    if given and config.get(OPTION) is not None:
+    held = config.get(OPTION)
+    if held is not None and set(given) - {MAX_CANDIDATES}:
         raise ValueError("steering is given twice: in --additional-config and as options")
-    if given:
-        config[OPTION] = expand(given)
-        SteeringParams.from_dict(config[OPTION])
-    elif config.get(OPTION) is not None:
+    if held is not None:
         try:
-            if isinstance(config[OPTION], Mapping):
-                config[OPTION] = expand(config[OPTION])
-            SteeringParams.from_dict(config[OPTION])
+            config[OPTION] = expand(held) if isinstance(held, Mapping) else held
+            parse(config[OPTION])
         except ValueError as error:
             raise ValueError(f"--additional-config: {error}") from None
+    if given:
+        config[OPTION] = expand({**config.get(OPTION, {}), **given})
+        parse(config[OPTION])
     return config

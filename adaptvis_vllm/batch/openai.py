@@ -16,12 +16,13 @@ from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.multimodal.media.connector import merge_media_io_kwargs
 from vllm.utils import random_uuid
 
-from adaptvis_vllm.engine.admission import check_fields, server_defaults
+from adaptvis_vllm.engine.admission import check_fields
 from adaptvis_vllm.files.lines import check_unicode
 from adaptvis_vllm.files.media import fetch_image
 from adaptvis_vllm.offline.runner import media_options
 from adaptvis_vllm.offline.schema import row_id_of
 from adaptvis_vllm.offline.stream import Answer, EngineFailed
+from adaptvis_vllm.steering.defaults import server_defaults
 from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.report import CARRIER, adaptive_branch
 

@@ -12,25 +12,14 @@ from adaptvis_vllm.engine import metrics
 from adaptvis_vllm.engine.bounds import check_completed, check_sampling
 from adaptvis_vllm.engine.compat import refuse_config, steerable_model
 from adaptvis_vllm.files.urls import is_remote, reason
+from adaptvis_vllm.steering.defaults import (
+    OPTION,
+    check_candidates,
+    max_candidates,
+    server_defaults,
+)
 from adaptvis_vllm.steering.fields import BadParameter, show, word
 from adaptvis_vllm.steering.params import PREFIX, SteeringParams
-from adaptvis_vllm.steering.preset import expand
-
-OPTION = "adaptvis"  # the key in vLLM's additional_config
-
-
-def server_defaults(vllm_config: Any) -> SteeringParams | None:
-    """The server-wide defaults, `additional_config={"adaptvis": {...}}`; ValueError if wrong.
-
-    Their `preset` may be a file, see `preset.expand`.
-    """
-    values = (vllm_config.additional_config or {}).get(OPTION)
-    if values is None:
-        return None
-    try:
-        return SteeringParams.from_dict(expand(values) if isinstance(values, Mapping) else values)
-    except ValueError as error:
-        raise ValueError(f"additional_config['{OPTION}']: {error}") from None
 
 
 class Refused(VLLMValidationError, ValueError):
@@ -63,6 +52,7 @@ class Admission:
         metrics.get()
         self.config = vllm_config
         self.defaults = server_defaults(vllm_config)
+        self.max_candidates = max_candidates(vllm_config)
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
         if self.steerable:
@@ -85,6 +75,7 @@ class Admission:
             if params is None or not self.steerable:
                 return params
             params.layer_set(self.num_layers, prefix=PREFIX)
+            check_candidates(params, self.max_candidates, PREFIX)
         except ValueError as error:
             raise refused(error) from None
         if resumable and params.mode != "off":

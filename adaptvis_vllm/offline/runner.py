@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptvis_vllm.engine.admission import server_defaults
 from adaptvis_vllm.files.media import decode_video
 from adaptvis_vllm.offline.schema import Row, output_row, parse_row, row_id_of
+from adaptvis_vllm.steering.defaults import server_defaults
 
 
 class RowRunner:
