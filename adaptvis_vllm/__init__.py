@@ -4,6 +4,6 @@ Imports `steering.params` alone: it is loaded in every vLLM process. The rooms a
 import are in pyproject.toml, checked by import-linter (`make lint`).
 """
 
-from adaptvis_vllm.steering.params import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import AdaptVis, Candidates, Off, ScalingVis, SteeringParams
 
-__all__ = ["AdaptVis", "Off", "ScalingVis", "SteeringParams"]
+__all__ = ["AdaptVis", "Candidates", "Off", "ScalingVis", "SteeringParams"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
+from adaptvis_vllm.steering.defaults import MAX_CANDIDATES
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
 from adaptvis_vllm.steering.preset import expand
 
@@ -25,7 +26,10 @@ STEERING = (
     "confidence",
     "confidence_decimals",
     "span",
+    "candidates",
+    MAX_CANDIDATES,
 )
+_CANDIDATES = ("candidates", MAX_CANDIDATES)
 _HELP = {
     "mode": ", ".join(MODES),
     "preset": f"file of `calibrate`, or {', '.join(PRESETS)}",
@@ -33,6 +37,8 @@ _HELP = {
     "confidence": f"{', '.join(CONFIDENCES)}; default max_prob",
     "confidence_decimals": "default: no rounding",
     "span": f"{', '.join(SPANS)}; default embeddings",
+    "candidates": "alphas to report the best first token of, such as 0.5,1.5; no steering",
+    MAX_CANDIDATES: "most candidates of a request; default 2",
 }
 
 
@@ -99,13 +105,13 @@ def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
 def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") -> None:
     """Add the options named in STEERING, as a group; each is None if it is not given.
 
-    mode: the name of that field's option, None for none.
+    mode: the name of that field's option, None for none, and then none for candidates either.
     """
     group = parser.add_argument_group(title)
     for name in STEERING:
         option = mode if name == "mode" else "--" + name.replace("_", "-")
-        if option is None:
-            parser.set_defaults(mode=None)
+        if option is None or (mode is None and name in _CANDIDATES):
+            parser.set_defaults(**{name: None})
         else:
             group.add_argument(
                 option,
@@ -127,6 +133,7 @@ _TYPES: dict[str, Any] = {
     "alpha_high": float,
     "threshold": float,
     "confidence_decimals": _decimals,
+    MAX_CANDIDATES: int,
 }
 
 

@@ -68,9 +68,8 @@ def microseconds(sides: int) -> float:
     layer = SimpleNamespace(
         impl=impl, kv_cache_dtype="auto", sliding_window=None, kv_cache=kv_cache
     )
-    steering = SimpleNamespace(
-        plan=SimpleNamespace(kept=None, commits=[]), caches=caches([layer]), cache_lines={0: 0}
-    )
+    plan = SimpleNamespace(kept=None, commits=[], num_kept=REQUESTS * sides)
+    steering = SimpleNamespace(plan=plan, caches=caches([layer]), cache_lines={0: 0})
     steered, step = PagedLayer(layer, 0, steering), rows(sides)
     metadata = SimpleNamespace(block_table=torch.zeros(REQUESTS, 64, dtype=torch.int32))
     output, times = torch.empty_like(query), []

@@ -185,8 +185,9 @@ def make_timing_cases(model: Model, context: int, rows: int, *, min_bytes: int) 
     return [Case({**shared, "block_table": t}, rows, [context] * rows) for t in tables]
 
 
-def add_sides(case: Case, own: list[int], *, seed: int = 1) -> Case:
+def add_sides(case: Case, own: list[int], *, kept: int | None = None, seed: int = 1) -> Case:
     """The case with side rows behind its tokens. own: of each entry, 0 leaves its row in place.
+    kept: how many of them are kept, the first ones; all if left out.
 
     The cache's own key and value of a side row's last position become NaN: nobody may read them.
     `expected_sides` has what comes out.
@@ -220,13 +221,14 @@ def add_sides(case: Case, own: list[int], *, seed: int = 1) -> Case:
             block, place = _place(args, i, case.kv_lens[i], block_size)
             for cache in (key_cache, value_cache):
                 cache[block, place] = torch.full((), float("nan")).to(cache.dtype)
-    kept, where = Caches([(key_cache, value_cache)]).keep(total).layer(0)
+    room = Caches([(key_cache, value_cache)]).keep(total if kept is None else kept)
+    kept_rows, where = room.layer(0)
     sides = Sides(
         own=torch.tensor(own, dtype=torch.int32, device=device),
         first=first,
         key=random(first + total, num_kv_heads, dim),
         value=random(first + total, num_kv_heads, dim),
-        kept=kept,
+        kept=kept_rows,
         where=where,
         k_scale=args.get("k_scale"),
     )

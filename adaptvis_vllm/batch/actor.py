@@ -165,7 +165,7 @@ class DatasetActor:
         self.kind, self.logprobs, self.keep = kind, logprobs, keep
 
     def __call__(self, batch: Any) -> Any:
-        from adaptvis_vllm.files import tables
+        from adaptvis_vllm.offline import tables
 
         names = [n for n in batch.column_names if n not in self.keep or n == "id"]
         unknown = [n for n in names if self.kind == "rows" and n not in FIELDS]

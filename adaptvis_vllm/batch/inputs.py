@@ -57,7 +57,7 @@ class Piece:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from adaptvis_vllm.files.tables import rows_of
+        from adaptvis_vllm.offline.tables import rows_of
 
         group, skip = self.start
         fields, names = zip(*self.columns, strict=True)

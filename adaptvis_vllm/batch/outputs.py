@@ -25,7 +25,7 @@ def write(path: Path, kind: str, logprobs: bool, rows: Any) -> None:
     else:
         import pyarrow.parquet as pq
 
-        from adaptvis_vllm.files.tables import id_type, schema, table
+        from adaptvis_vllm.offline.tables import id_type, schema, table
 
         ids = id_type(json.loads(row)["id"] for row in rows())
         columns = schema(kind, ids, logprobs)

@@ -12,7 +12,12 @@ from adaptvis_vllm.engine import metrics
 from adaptvis_vllm.engine.bounds import check_completed, check_sampling
 from adaptvis_vllm.engine.compat import refuse_config, steerable_model
 from adaptvis_vllm.files.urls import is_remote, reason
-from adaptvis_vllm.steering.defaults import OPTION, server_defaults
+from adaptvis_vllm.steering.defaults import (
+    OPTION,
+    check_candidates,
+    max_candidates,
+    server_defaults,
+)
 from adaptvis_vllm.steering.fields import BadParameter, show, word
 from adaptvis_vllm.steering.params import PREFIX, SteeringParams
 
@@ -47,6 +52,7 @@ class Admission:
         metrics.get()
         self.config = vllm_config
         self.defaults = server_defaults(vllm_config)
+        self.max_candidates = max_candidates(vllm_config)
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
         if self.steerable:
@@ -69,6 +75,7 @@ class Admission:
             if params is None or not self.steerable:
                 return params
             params.layer_set(self.num_layers, prefix=PREFIX)
+            check_candidates(params, self.max_candidates, PREFIX)
         except ValueError as error:
             raise refused(error) from None
         if resumable and params.mode != "off":

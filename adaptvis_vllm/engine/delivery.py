@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from adaptvis_vllm.engine import metrics
+from adaptvis_vllm.engine.texts import with_texts
 from adaptvis_vllm.steering.report import CARRIER
 
 
@@ -36,6 +37,8 @@ def deliver_report(
     arrived = getattr(self, "adaptvis", None)
     if arrived is not None and finish_reason is not None:
         report = {k: v for k, v in arrived.items() if k != "branch"}
+        if report.get("candidates"):
+            report["candidates"] = with_texts(self, report["candidates"])
         metrics.count_finished(report, arrived["branch"])
         kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
     return original(

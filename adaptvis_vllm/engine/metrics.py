@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 
 from adaptvis_vllm.steering.params import SteeringParams
-from adaptvis_vllm.steering.report import MODE_OFF, NO_IMAGE, NO_VIDEO
+from adaptvis_vllm.steering.report import MODE_CANDIDATES, MODE_OFF, NO_IMAGE, NO_VIDEO
 
 REQUESTS = "adaptvis_requests"
 CONFIDENCE = "adaptvis_confidence"
@@ -34,6 +34,9 @@ KINDS = (
     ("scaling", "given", ""),
     ("scaling", "none", NO_IMAGE),
     ("scaling", "none", NO_VIDEO),
+    ("candidates", "none", MODE_CANDIDATES),
+    ("candidates", "none", NO_IMAGE),
+    ("candidates", "none", NO_VIDEO),
     ("off", "none", MODE_OFF),
 )
 
@@ -62,7 +65,9 @@ def count_finished(report: dict[str, Any], branch: str) -> None:
     """report: as it goes out. branch: "low", "high", "given" or "none"."""
     metrics = get()
     metrics.requests.labels(report["mode"], branch, report["reason"] or "").inc()
-    if report["confidence"] is not None:
+    if report["mode"] == "candidates":
+        metrics.side_rows.inc(len(report["candidates"]))
+    elif report["confidence"] is not None:
         metrics.confidence.observe(report["confidence"])
         metrics.side_rows.inc(2)
 

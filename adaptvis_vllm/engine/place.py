@@ -83,34 +83,43 @@ def sides(
 ) -> None:
     """Fill the plan's lists of requests with side rows.
 
-    policy: lines of slot, kind, decimals as int32; low, high, threshold as float32.
+    policy: of those that choose, line in the alpha table, kind, decimals and first side row as
+    int32; low, high, threshold as float32.
     """
-    params = [r.params for r in plan.sides]
+    choices = plan.choices
+    params = [r.params for r in choices]
     counts = [len(r.alphas) for r in plan.sides]
     plan.base_np = np.array([row_n(r, plan, index, query_start) for r in plan.sides], np.int64)
     drafts = np.zeros(len(query_start) - 1, np.int64)
     for req_id, count in plan.drafts.items():
         drafts[index[req_id]] = count
     ends = np.cumsum(1 + drafts)  # a request has a line of logits for its last row and each draft
+    lines = [ends[index[r.req_id]] - 1 - plan.behind[r.req_id] for r in plan.sides]
     ints = np.array(
         [
-            [r.slot for r in plan.sides],
+            [r.slot for r in choices],
             [policy.KIND_IDS[p.confidence] for p in params],
             [-1 if p.confidence_decimals is None else p.confidence_decimals for p in params],
+            np.cumsum([0, *counts])[: len(choices)],
         ],
         np.int32,
     )
-    floats = np.array([[p.alpha_low, p.alpha_high, p.threshold] for p in params], np.float32).T
-    lines = [ends[index[r.req_id]] - 1 - plan.behind[r.req_id] for r in plan.sides]
+    floats = np.array(
+        [
+            [p.alpha_low for p in params],
+            [p.alpha_high for p in params],
+            [p.threshold for p in params],
+        ],
+        np.float32,
+    )
     lists: Sequence[np.ndarray] = (
-        ints,
-        np.ascontiguousarray(floats).view(np.int32),
-        np.array([plan.base_np, lines, np.cumsum([0, *counts[:-1]])], np.int32),
+        np.array([plan.base_np, lines], np.int32),
         np.repeat(plan.base_np, counts).astype(np.int32),
+        ints,
+        floats.view(np.int32),
     )
     packed = upload(np.concatenate([part.ravel() for part in lists]))
-    table, source = packed.split([9 * len(params), sum(counts)])
-    table = table.view(9, -1)
-    plan.policy, plan.firsts = table[:6], table[8]
-    plan.base, plan.lines = table[6:8].long()
+    where, source, table = packed.split([part.size for part in lists[:2]] + [7 * len(choices)])
+    plan.base, plan.lines = where.view(2, -1).long()
     plan.source = source.long()
+    plan.policy = table.view(7, -1)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from adaptvis_vllm.engine.compat import steerable_model
+from adaptvis_vllm.steering.defaults import ROWS, max_candidates
+from adaptvis_vllm.steering.fields import CONFIDENCES
 from adaptvis_vllm.steering.params import SteeringParams
-from adaptvis_vllm.steering.report import CARRIER, MODE_OFF, Report, nothing_to_steer
+from adaptvis_vllm.steering.report import (
+    CARRIER,
+    MODE_CANDIDATES,
+    MODE_OFF,
+    Report,
+    candidate,
+    nothing_to_steer,
+)
 from adaptvis_vllm.steering.span import has_positions
 
 ROOM = "adaptvis_room"  # on vLLM's SchedulerConfig: rows added to its max_num_batched_tokens
@@ -25,13 +34,30 @@ class RequestSteering:
     reported: bool = False
     confidence: float | None = None
     alpha: float | None = None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    confidences: dict[str, float] | None = None
 
     @property
     def active(self) -> bool:
-        return self.image and self.params.mode != "off"
+        """Whether keys and values from position n on are its own."""
+        return self.image and self.params.steers
 
-    def take(self, confidence: float, alpha: float) -> None:
-        """The worker's result; alpha, a float32 there, as the request spelt it."""
+    def take(self, result: Sequence[Any], stops: Container[int | None]) -> None:
+        """The worker's, see `StepPlan.results`. stops: token ids that end an answer."""
+        if self.params.candidates is None:
+            self._take_choice(*result)
+            return
+        self.confidences = dict(zip(CONFIDENCES, result[2], strict=True))
+        self.confidence = self.confidences[self.params.confidence]
+        self.candidates = [
+            candidate(alpha, token, None, probability, token in stops)
+            for alpha, token, probability in zip(
+                self.params.candidates, result[0], result[1], strict=True
+            )
+        ]
+
+    def _take_choice(self, confidence: float, alpha: float) -> None:
+        """alpha, a float32 in the worker, as the request spelt it."""
         low, high = self.params.alpha_low, self.params.alpha_high
         assert low is not None
         assert high is not None
@@ -42,7 +68,16 @@ class RequestSteering:
         if self.params.mode == "off":
             return Report("off", reason=MODE_OFF)
         if not self.image:
-            return Report(self.params.mode, reason=nothing_to_steer(self.params.span))
+            reason = nothing_to_steer(self.params.span)
+            return Report(self.params.mode, reason=reason, candidates=[])
+        if self.params.mode == "candidates":
+            return Report(
+                "candidates",
+                self.confidence,
+                reason=MODE_CANDIDATES,
+                candidates=self.candidates,
+                confidences=self.confidences,
+            )
         if self.params.mode == "scaling":
             return Report("scaling", alpha=self.params.alpha, steered=True)
         return Report("adaptive", self.confidence, self.alpha, steered=True)
@@ -72,7 +107,8 @@ def steering_of(request: Any) -> RequestSteering | None:
 
 
 def make_room(original: Callable[..., Any], self: Any) -> None:
-    """Wraps `VllmConfig._set_compile_ranges`: room for two side rows a request.
+    """Wraps `VllmConfig._set_compile_ranges`: room for side rows, two a request or as many as it
+    may have candidates.
 
     The worker's buffers are larger; what was derived from their size before, CUDA graph sizes
     among it, is as it was, and `keep_budget` lets the scheduler fill a step as before.
@@ -80,7 +116,7 @@ def make_room(original: Callable[..., Any], self: Any) -> None:
     config, model = self.scheduler_config, self.model_config
     # A configuration is checked again where it is copied.
     if model is not None and steerable_model(model) and not hasattr(config, ROOM):
-        setattr(config, ROOM, 2 * config.max_num_seqs)
+        setattr(config, ROOM, max(ROWS, max_candidates(self)) * config.max_num_seqs)
         if config.max_num_scheduled_tokens is None:
             config.max_num_scheduled_tokens = config.max_num_batched_tokens
         config.max_num_batched_tokens += getattr(config, ROOM)
@@ -121,7 +157,7 @@ def key_steered_blocks(
 def exchange_results(
     original: Callable[..., Any], self: Any, scheduler_output: Any, model_runner_output: Any
 ) -> Any:
-    """Wraps `Scheduler.update_from_output`: confidences and alphas come from the worker, and
+    """Wraps `Scheduler.update_from_output`: what it chose and found comes from the worker, and
     reports leave with the first token. The front end keeps them: it is there that a stop
     string ends a request, and then there is no last output from here.
     """
@@ -129,7 +165,8 @@ def exchange_results(
         request = self.requests.get(req_id)
         steering = request and steering_of(request)
         if steering:
-            steering.take(*result)
+            params = request.sampling_params
+            steering.take(result, {params.eos_token_id, *(params.stop_token_ids or ())})
     silent = {}
     for req_id in scheduler_output.num_scheduled_tokens:
         request = self.requests.get(req_id)

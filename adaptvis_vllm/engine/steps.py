@@ -4,9 +4,10 @@ One `Steering` lives in each worker. The runner adapters tell it what is schedul
 the rows lie in the batch, and show it hidden states and logits; the attention wrappers ask
 it for rows.
 
-    SIDES   the chunk that ends the prompt, with two more rows behind the batch: row n with
+    SIDES   the chunk that ends the prompt, with more rows behind the batch: row n with
             alpha_low and with alpha_high. Row n itself is unsteered: C -> one of the two,
-            whose logits, keys and values then take row n's place
+            whose logits, keys and values then take row n's place. Or row n with each of the
+            candidates, whose logits are reported and no more
     STEER   row n in place, with an alpha that is known: ScalingVis, or resumed
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from adaptvis_vllm.engine import place
-from adaptvis_vllm.engine.plan import SteeredRequest, StepPlan, StepRows
+from adaptvis_vllm.engine.plan import HEAD_ROWS, SteeredRequest, StepPlan, StepRows
 from adaptvis_vllm.steering import policy
 from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.span import image_positions, pack_bits
@@ -56,7 +57,7 @@ class Steering:
         self.choosing: StepPlan | None = None  # the same, between forward and logits
         self.caches: Any = None  # `kernels.gpu.commit.Caches`, of layers with paged caches
         self.cache_lines: dict[int, int] = {}  # layer index -> line in it
-        self.switch_loras: Callable[[StepPlan | None], None] | None = None
+        self.switch_loras: Callable[..., None] | None = None  # see `runner.v1.set_active_loras`
 
     # -- what is scheduled ------------------------------------------------------------
 
@@ -95,11 +96,12 @@ class Steering:
             plan.behind[req_id] = end - 1 - request.last
             del self.pending[req_id]
             request.steered = True
-            if request.adaptive and not request.decided:
+            if request.has_sides and not request.decided:
                 request.decided = True
                 plan.sides.append(request)
-            else:
+            elif request.params.steers:
                 plan.steers.append(request)
+        plan.sides.sort(key=lambda request: not request.adaptive)
         if plan.sides or plan.steers:
             drafts = scheduler_output.scheduled_spec_decode_tokens
             plan.drafts = {req_id: len(tokens) for req_id, tokens in drafts.items()}
@@ -241,57 +243,95 @@ class Steering:
         """Logits of the rows to be sampled, the chosen side rows' in row n's place.
 
         hidden: [L, hidden size], rows to be sampled. head: hidden states -> logits, called once
-        for them and the side rows together; None on ranks that hold none. No host sync.
+        for them and the side rows together, and once more for each `HEAD_ROWS` candidates that are
+        too many; None on ranks that hold none. No host sync.
         """
         plan, self.choosing = self.choosing, None
         if plan is None:
             return head(hidden)
         assert plan.hidden is not None
         assert plan.lines is not None
-        assert plan.firsts is not None
-        count = hidden.shape[0]
-        logits = head(torch.cat([hidden, plan.hidden]))
+        count, choices = hidden.shape[0], len(plan.choices)
+        logits = head(torch.cat([hidden, plan.hidden[: plan.with_batch]]))
+        base = sides = None
+        if logits is not None:
+            base, sides = logits.index_select(0, plan.lines), logits[count:]
+        found = []
+        if choices:
+            chosen, values = self._choose(plan, base)
+            found.append(values)
+            if sides is not None:
+                logits.index_copy_(0, plan.lines[:choices], sides.index_select(0, chosen))
+            self.commit(plan, chosen)
+        if len(plan.sides) > choices:
+            found.append(self._candidates(plan, base, sides, head))
         if self.switch_loras is not None:
             self.switch_loras(None)
-        raw = None if logits is None else logits.index_select(0, plan.lines)
-        chosen = plan.firsts.long() + self._choose(plan, raw)
-        if logits is not None:
-            logits, sides = logits[:count], logits[count:]
-            logits.index_copy_(0, plan.lines, sides.index_select(0, chosen))
-        self.commit(plan, chosen)
-        return logits
+        plan.hidden = None
+        result = torch.cat(found)
+        plan.result = result
+        if self.device.type != "cpu":
+            plan.result = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+            plan.result.copy_(result, non_blocking=True)
+        return None if logits is None else logits[:count]
 
     def commit(self, plan: StepPlan, chosen: torch.Tensor) -> None:
-        """Keys and values of the chosen side rows ([P] int64, from 0) into the caches."""
+        """Keys and values of the chosen side rows ([choices] int64, from 0) into the caches."""
         for write in plan.commits:
             write(chosen)
         plan.commits.clear()
-        plan.hidden = plan.kept = None
+        plan.kept = None
 
-    def _choose(self, plan: StepPlan, logits: torch.Tensor | None) -> torch.Tensor:
-        """[P] bool, whether alpha is alpha_high. logits: [P, V], row n's, raw."""
+    def _choose(
+        self, plan: StepPlan, logits: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[choices] int64, the side row with the alpha that was chosen; and what `StepPlan.result`
+        says of it. logits: [P, V], row n's, raw."""
         assert plan.policy is not None
-        slots, kinds, decimals = plan.policy[:3]
-        low, high, threshold = plan.policy[3:].view(torch.float32)
+        slots, kinds, decimals, firsts = plan.policy[:4]
+        low, high, threshold = plan.policy[4:].view(torch.float32)
+        count = len(plan.choices)
         if logits is None:
-            conf = torch.zeros(len(plan.sides), dtype=torch.float32, device=self.device)
+            conf = torch.zeros(count, dtype=torch.float32, device=self.device)
         else:
-            conf = policy.confidences(logits, kinds, {r.params.confidence for r in plan.sides})
+            asked = {r.params.confidence for r in plan.choices}
+            conf = policy.confidences(logits[:count], kinds, asked)
         if self.broadcast is not None:
             self.broadcast(conf)
-        chosen = ~policy.is_low(conf, threshold, decimals)
-        alpha = torch.where(chosen, high, low)
+        is_high = ~policy.is_low(conf, threshold, decimals)
+        alpha = torch.where(is_high, high, low)
         self.alpha.index_copy_(0, slots.long(), alpha)
-        both = torch.stack([conf, alpha])
-        if self.device.type == "cpu":
-            plan.result = both
-        else:
-            plan.result = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
-            plan.result.copy_(both, non_blocking=True)
-        return chosen
+        return firsts.long() + is_high, torch.cat([conf, alpha]).view(torch.int32)
+
+    def _candidates(
+        self,
+        plan: StepPlan,
+        base: torch.Tensor | None,
+        sides: torch.Tensor | None,
+        head: Callable[..., Any],
+    ) -> torch.Tensor:
+        """What `StepPlan.result` says of candidates; zeros on ranks without logits.
+
+        base: [P, V], row n's logits, raw. sides: those of the first side rows.
+        """
+        assert plan.hidden is not None
+        best = [] if sides is None else [policy.best(sides[plan.num_kept :])]
+        for start in range(plan.with_batch, plan.num_sides, HEAD_ROWS):
+            rows = slice(start, min(start + HEAD_ROWS, plan.num_sides))
+            if self.switch_loras is not None:
+                self.switch_loras(plan, rows)
+            logits = head(plan.hidden[rows])
+            if logits is not None:
+                best.append(policy.best(logits))
+        if base is None:
+            size = plan.result_size - 2 * len(plan.choices)
+            return torch.zeros(size, dtype=torch.int32, device=self.device)
+        tokens, probabilities = zip(*best, strict=True)
+        measures = policy.measures(base[len(plan.choices) :]).flatten()
+        return torch.cat([*tokens, torch.cat([*probabilities, measures]).view(torch.int32)])
 
     def end_sampling(self, output: Any) -> Any:
-        """Hang confidences and alphas on the runner's output; returns it.
+        """Hang confidences, alphas and candidates on the runner's output; returns it.
 
         They are read on the host only after `get_output` of an asynchronous output has
         waited for the sampled tokens, which were copied after them.
@@ -302,11 +342,9 @@ class Steering:
             raise RuntimeError("adaptvis: a step was sampled without a choice of its side rows")
         if plan is None or plan.result is None:
             return output
-        req_ids, result = [r.req_id for r in plan.sides], plan.result
 
         def attach(done: Any) -> Any:
-            values = zip(*result.tolist(), strict=True)
-            done.adaptvis = dict(zip(req_ids, values, strict=True))
+            done.adaptvis = plan.results()
             return done
 
         get_output = getattr(output, "get_output", None)

@@ -1,4 +1,4 @@
-"""What users' files hold: JSON lines, tables, pictures, videos, URLs.
+"""What users' files hold: JSON lines, pictures, videos, URLs.
 
 Imports no other room, and vLLM only inside functions.
 """

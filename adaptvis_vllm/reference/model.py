@@ -34,8 +34,15 @@ from adaptvis_vllm.reference.positions import (  # noqa: E402
     steered_columns,
 )
 from adaptvis_vllm.steering import policy  # noqa: E402
+from adaptvis_vllm.steering.fields import CONFIDENCES  # noqa: E402
 from adaptvis_vllm.steering.params import SteeringParams  # noqa: E402
-from adaptvis_vllm.steering.report import MODE_OFF, Report, nothing_to_steer  # noqa: E402
+from adaptvis_vllm.steering.report import (  # noqa: E402
+    MODE_CANDIDATES,
+    MODE_OFF,
+    Report,
+    candidate,
+    nothing_to_steer,
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class ReferenceModel:
             with self._steered(params, alpha, positions, len(ids)):
                 return self._greedy(inputs, count, ignore_eos)
 
-        report = self._decide(params, positions, run)
+        report = self._decide(params, positions, run, ignore_eos)
         token_ids, logits = run(report.alpha, max_tokens)
         table = logits.float().log_softmax(-1)
         chosen = table[torch.arange(len(token_ids)), torch.tensor(token_ids)]
@@ -152,21 +159,41 @@ class ReferenceModel:
             report=report,
         )
 
-    def _decide(self, params: SteeringParams | None, positions: list[int], run: Any) -> Report:
-        """Settle alpha; adaptive steering runs the unsteered prompt for it."""
+    def _decide(
+        self, params: SteeringParams | None, positions: list[int], run: Any, ignore_eos: bool
+    ) -> Report:
+        """Settle alpha; adaptive steering runs the unsteered prompt for it, and candidates run it
+        under each of their alphas too."""
         if params is None or params.mode == "off":
             return Report("off", reason=MODE_OFF)
         params.layer_set(self.num_layers)
         if not positions:
-            return Report(params.mode, reason=nothing_to_steer(params.span))
+            return Report(params.mode, reason=nothing_to_steer(params.span), candidates=[])
         if params.mode == "scaling":
             return Report(params.mode, alpha=params.alpha, steered=True)
         _, logits = run(None, 1)
+        if params.candidates is not None:
+            measures = dict(zip(CONFIDENCES, policy.measures(logits)[:, 0].tolist(), strict=True))
+            return Report(
+                params.mode,
+                measures[params.confidence],
+                reason=MODE_CANDIDATES,
+                candidates=[self._first(alpha, run, ignore_eos) for alpha in params.candidates],
+                confidences=measures,
+            )
         conf = policy.confidence(logits[:1], params.confidence)
         decimals = -1 if params.confidence_decimals is None else params.confidence_decimals
         low = policy.rounded(conf, torch.tensor([decimals])) < torch.tensor([params.threshold])
         alpha = params.alpha_low if low.item() else params.alpha_high
         return Report(params.mode, confidence=conf.item(), alpha=alpha, steered=True)
+
+    def _first(self, alpha: float, run: Any, ignore_eos: bool) -> dict[str, Any]:
+        """The best first token under alpha."""
+        _, logits = run(alpha, 1)
+        (token,), (probability,) = (values.tolist() for values in policy.best(logits))
+        text = self.tokenizer.decode([token], skip_special_tokens=True)
+        stop = not ignore_eos and token in self.eos_token_ids
+        return candidate(alpha, token, text, probability, stop)
 
     @contextmanager
     def _steered(

@@ -52,4 +52,4 @@ class Endpoints:
         app.include_router(router)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        state.adaptvis_sweep = Sweep(state.openai_serving_chat, engine_client.model_config)
+        state.adaptvis_sweep = Sweep(state.openai_serving_chat, engine_client.vllm_config)

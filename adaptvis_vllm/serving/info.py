@@ -48,6 +48,7 @@ def describe(engine: Any) -> dict[str, Any]:
             "confidence_decimals": {"min": 0, "max": fields.DECIMALS_MAX},
             "span": list(fields.SPANS),
             "preset": list(fields.PRESETS),
+            "candidates": {"min": 1, "max": admission.max_candidates},
             "sweep_alphas": {"min": 1, "max": ALPHAS_MAX},
         },
         "counters": metrics.totals(),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-MODES = ("off", "scaling", "adaptive")
+MODES = ("off", "scaling", "adaptive", "candidates")
 CONFIDENCES = ("max_prob", "margin", "entropy")
 SPANS = ("embeddings", "interval", "image", "video", "all")
 
@@ -16,6 +16,7 @@ ALPHA_MAX = 100.0
 ALPHA_MIN = 2.0**-126  # smallest normal float32: alpha stays > 0 on the device
 DECIMALS_MAX = 6
 LAYER_MAX = 9999
+CANDIDATES_MAX = 64  # of a request, whatever room the engine has
 
 # AdaptVis (arXiv 2503.01773): alpha_low, alpha_high, threshold of the four-option prompts.
 ADAPTIVE_PRESETS: dict[str, tuple[float, float, float]] = {
@@ -64,6 +65,8 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
         return "embeddings" if (name, value) == ("span", "all") else value
     if name == "layers":
         return _canonical_layers(value, full)
+    if name == "candidates":
+        return _canonical_candidates(value, full)
     if name == "confidence_decimals":
         if isinstance(value, str) and value == "none":
             return None
@@ -108,6 +111,31 @@ def _canonical_layers(value: Any, full: str) -> str | None:
         else:
             ranges.append([i, i])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def _canonical_candidates(value: Any, full: str) -> tuple[float, ...]:
+    """Alphas in the order given: "0.5, 2" and [0.5, 2] both become (0.5, 2.0)."""
+    if isinstance(value, str):
+        items: list[Any] = [_number(part) for part in value.split(",")]
+    else:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+    allowed = all(_is_number(i) and ALPHA_MIN <= i <= ALPHA_MAX for i in items)
+    alphas = tuple(float(i) for i in items) if allowed else ()
+    if not 1 <= len(set(alphas)) == len(alphas) <= CANDIDATES_MAX:
+        raise BadParameter(
+            f"{full} must be 1 to {CANDIDATES_MAX} different alphas such as '0.5,1.5', each "
+            f"greater than 0 and at most {ALPHA_MAX:g}, not {show(value)}",
+            "candidates",
+        )
+    return alphas
+
+
+def _number(text: str) -> float | None:
+    """Of plain decimal text."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
 
 
 def layer_indices(text: str) -> set[int]:

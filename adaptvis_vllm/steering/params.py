@@ -5,7 +5,7 @@ Import-light on purpose (no torch, no vLLM): it is loaded in every vLLM process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +23,13 @@ from adaptvis_vllm.steering.fields import (
 
 PREFIX = "adaptvis_"
 _ADAPTIVE_FIELDS = ("alpha_low", "alpha_high", "threshold")
-_USED = {"off": (), "scaling": ("alpha",), "adaptive": _ADAPTIVE_FIELDS}
+_USED = {
+    "off": (),
+    "scaling": ("alpha",),
+    "adaptive": _ADAPTIVE_FIELDS,
+    "candidates": ("candidates",),
+}
+_STEERS = ("scaling", "adaptive")
 _NEUTRAL = ("layers", "confidence", "confidence_decimals", "span")
 _NEVER_NONE = ("mode", "confidence", "span")
 
@@ -34,10 +40,12 @@ class SteeringParams:
 
     The logits of the last prompt token towards the image are multiplied by alpha.
 
-    mode: "off", "scaling" (alpha is given) or "adaptive" (alpha_low if the confidence of
-        the unsteered first token is < threshold, else alpha_high). Left empty, it is
-        inferred: alpha means scaling, alpha_low, alpha_high or threshold adaptive; a
-        preset alone means adaptive where the paper has such a setting, else scaling.
+    mode: "off", "scaling" (alpha is given), "adaptive" (alpha_low if the confidence of
+        the unsteered first token is < threshold, else alpha_high) or "candidates" (the answer
+        is not steered; the report has the best first token under each alpha). Left empty, it
+        is inferred: alpha means scaling, alpha_low, alpha_high or threshold adaptive,
+        candidates candidates; a preset alone means adaptive where the paper has such a
+        setting, else scaling.
     alpha, alpha_low, alpha_high: finite, > 0, <= 100.
     threshold: in [0, 1], as every confidence is.
     layers: decoder layers to steer, "0-31" or "0,2,5-7"; None or "all" for all of them.
@@ -49,6 +57,8 @@ class SteeringParams:
         between them; "image" or "video" only those of the one kind; "interval" everything
         from the first to the last of them, as the paper's code does.
     preset: published values by dataset name, for alphas and threshold not given.
+    candidates: different alphas, in the report's order. An engine has room for
+        `defaults.max_candidates` of them.
 
     Values are checked and completed at construction: ValueError names the field.
     """
@@ -63,6 +73,7 @@ class SteeringParams:
     confidence_decimals: int | None = None
     span: str = "embeddings"
     preset: str | None = None
+    candidates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -131,13 +142,20 @@ class SteeringParams:
         for f in fields(self):
             value = getattr(self, f.name)
             value = words.get(f.name) if value is None else value
+            if isinstance(value, tuple):
+                value = ",".join(map(repr, value))
             if value is not None:
                 out[PREFIX + f.name] = value
         return out
 
+    @property
+    def steers(self) -> bool:
+        """Whether the answer is steered, where there is an image."""
+        return self.mode in _STEERS
+
     def key(self) -> str:
-        """Canonical text of all that influences steered K and V; "" when off."""
-        if self.mode == "off":
+        """Canonical text of all that influences steered K and V; "" when none are."""
+        if not self.steers:
             return ""
         parts = [self.mode, *(repr(getattr(self, name)) for name in _USED[self.mode])]
         if self.mode == "adaptive":
@@ -193,6 +211,23 @@ def ScalingVis(
     return SteeringParams("scaling", alpha, layers=layers, span=span, preset=preset)
 
 
+def Candidates(
+    alphas: Sequence[float],
+    *,
+    layers: str | None = None,
+    confidence: str = "max_prob",
+    span: str = "embeddings",
+) -> SteeringParams:
+    """No steering, and the best first token under each alpha in the report."""
+    return SteeringParams(
+        "candidates",
+        layers=layers,
+        confidence=confidence,
+        span=span,
+        candidates=tuple(alphas),
+    )
+
+
 def Off() -> SteeringParams:
     """No steering, whatever the server's default."""
     return SteeringParams("off")
@@ -207,8 +242,8 @@ def _resolve(
     }
     mode = ok.get("mode") or _infer_mode(ok, prefix, defaults)
     preset = ok.get("preset")
-    for name in ("alpha", *_ADAPTIVE_FIELDS, "preset"):
-        used = _USED[mode] + (("preset",) if mode != "off" else ())
+    for name in ("alpha", *_ADAPTIVE_FIELDS, "candidates", "preset"):
+        used = _USED[mode] + (("preset",) if mode in _STEERS else ())
         if name in ok and name not in used:
             raise BadParameter(f"{prefix}{name} does not go with {prefix}mode {mode!r}", name)
     out: dict[str, Any] = {"mode": mode, "preset": preset}
@@ -237,6 +272,8 @@ def _infer_mode(ok: Mapping[str, Any], prefix: str, defaults: SteeringParams | N
             f"(mode 'adaptive')",
             "alpha",
         )
+    if "candidates" in ok:
+        return "candidates"
     if "alpha" in ok:
         return "scaling"
     if adaptive:

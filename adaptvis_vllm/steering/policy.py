@@ -56,6 +56,16 @@ def confidences(logits: torch.Tensor, kind_ids: torch.Tensor, kinds: set[str]) -
     return out
 
 
+def measures(logits: torch.Tensor) -> torch.Tensor:
+    """`confidence` of every kind, in the order of `CONFIDENCES`: [R, V] -> [3, R] float32."""
+    return torch.stack([confidence(logits, kind) for kind in CONFIDENCES])
+
+
+def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable token and its probability: [R, V] -> [R] int32, [R] float32."""
+    return logits.argmax(-1).int(), confidence(logits, "max_prob")
+
+
 def choose_alpha(
     conf: torch.Tensor,
     low: torch.Tensor,

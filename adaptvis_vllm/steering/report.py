@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from adaptvis_vllm.steering.params import SteeringParams
 NO_IMAGE = "no image"
 NO_VIDEO = "no video"  # of a request that steers towards videos only
 MODE_OFF = "mode off"
+MODE_CANDIDATES = "mode candidates"
 CARRIER = "adaptvis"  # its key in vLLM's kv_transfer_params, and in responses
 
 
@@ -24,10 +25,15 @@ class Report:
     """Goes out with every answer.
 
     mode: the request's mode, "off" when it asked for nothing.
-    confidence: in [0, 1], of the unsteered first token; None outside adaptive steering.
+    confidence: in [0, 1], of the unsteered first token; None outside adaptive steering and
+        candidates.
     alpha: the one applied; None when not steered.
     steered: whether a row was scaled. With alpha 1 it is, to no effect.
     reason: why not steered, one of this module's constants; None when steered.
+
+    Of mode "candidates" alone, and None in others:
+    candidates: for each alpha `candidate`'s fields; empty where there is no image.
+    confidences: measure -> confidence, of the unsteered first token.
     """
 
     mode: str
@@ -35,6 +41,8 @@ class Report:
     alpha: float | None = None
     steered: bool = False
     reason: str | None = None
+    candidates: Sequence[Mapping[str, Any]] | None = None
+    confidences: Mapping[str, float] | None = None
 
     def branch(self, steering: SteeringParams) -> str:
         """Which alpha: "low" or "high", "given" by the request, or "none".
@@ -55,8 +63,29 @@ class Report:
         return "low" if np.float32(compared) < np.float32(steering.threshold) else "high"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON. Fields of mode "candidates" are in no other mode's."""
+        out = asdict(self)
+        if self.mode != "candidates":
+            del out["candidates"], out["confidences"]
+        return out
+
+
+def candidate(
+    alpha: float, token_id: int, token: str | None, probability: float, stop: bool
+) -> dict[str, Any]:
+    """The best first token under one alpha: of the raw logits, before temperature, penalties,
+    biases, bad words and grammar.
+
+    token: what an answer of it alone reads, "" for an end of sequence; None without a tokenizer.
+    probability: over the vocabulary. stop: whether an answer ends with it.
+    """
+    return {
+        "alpha": alpha,
+        "token_id": token_id,
+        "token": token,
+        "probability": probability,
+        "stop": stop,
+    }
 
 
 def adaptive_branch(report: Mapping[str, Any] | None, steering: SteeringParams | None) -> str:

@@ -151,7 +151,7 @@ def model_variants() -> list[Variant]:
     shapes = {(m.head_dim, m.window): m for m in MODELS}
     reduce = [Variant(m, kernel="reduce") for m in shapes.values()]
     sides = [replace(v, sides=True) for v in (*split, *unsplit, *reduce)]
-    sides += [replace(v, sides=True, named=False) for v in float8]  # some spill 8 bytes
+    sides += [replace(v, sides=True, named=False) for v in float8]  # some spill up to 88 bytes
     commit = [Variant(MODELS[0], "fp32", kv, kernel="commit") for kv in ("e4m3", "bf16", "fp32")]
     return list(dict.fromkeys(split + unsplit + float8 + reduce + sides + commit))
 

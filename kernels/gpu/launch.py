@@ -101,10 +101,11 @@ class Layer:
             return
         s_out, s_query, s_table = out.stride(), query.stride(), block_table.stride()
         own = key = value = kept = where = k_own = None
-        s_key = s_value = first_side = 0
+        s_key = s_value = first_side = num_kept = 0
         if sides is not None:
             own, key, value, kept = sides.own, sides.key, sides.value, sides.kept
             where, k_own, first_side = sides.where, sides.k_scale, sides.first
+            num_kept = where.shape[0]
             s_key, s_value = key.stride(0), value.stride(0)
         # Triton compiles for aligned and unaligned pointers apart.
         call = (
@@ -147,7 +148,7 @@ class Layer:
                 (self.num_kv_heads, splits, num_rows),
                 *(out, part, query, key_cache, value_cache, block_table),
                 *(rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens),
-                *(self.sinks, own, key, value, kept, where, k_own, first_side),
+                *(self.sinks, own, key, value, kept, where, k_own, first_side, num_kept),
                 *(self.scale, k_scale, v_scale, self.window, self.soft_cap),
                 *(*s_out[:2], *s_query[:2], *self.strides, s_table[0], s_key, s_value),
                 **plan.constants[splits > 1],

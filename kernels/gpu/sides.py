@@ -20,8 +20,8 @@ class Sides:
 
     own: [E] int32, side rows of the entry, at most 2; 0 for a row in its place.
     first: token index of the first side row. key, value: [num_tokens, num_kv_heads, head_dim].
-    kept: [side rows * 2 * num_kv_heads * head_dim], where they are kept in the cache's dtype,
-    float8 as uint8. where: [side rows] int64, takes the cache slot of their last position.
+    kept: [K * 2 * num_kv_heads * head_dim], where those of the first K rows are kept in the cache's
+    dtype, float8 as uint8. where: [K] int64, takes the cache slot of their last position.
     k_scale: the cache's scale of keys, for float8.
     """
 

@@ -10,7 +10,8 @@ See `reference.steered_attention_reference` for the same in torch.
 An entry is one row in its place, or one or two side rows, which follow each other in the batch
 and in alpha. Their heads share a tile, so K and V are read once for both. The cache knows nothing
 of a side row: its key and value at its last position come with it, are seen as the cache would
-give them back, and are kept in the cache's dtype for `commit.commit_kernel`.
+give them back, and those of the first `num_kept` rows are kept in the cache's dtype for
+`commit.commit_kernel`.
 """
 
 import triton
@@ -214,7 +215,7 @@ _LISTS = [
 ]
 
 
-@triton.jit(do_not_specialize=("first_side",), do_not_specialize_on_alignment=_LISTS)
+@triton.jit(do_not_specialize=("first_side", "num_kept"), do_not_specialize_on_alignment=_LISTS)
 def steer_kernel(
     p_out,
     p_part,  # [E, ROWS, num_heads, splits, DIM] float32, then log2-sum-exp without DIM
@@ -234,10 +235,11 @@ def steer_kernel(
     p_own,  # [E] side rows of the entry; 0 for a row in its place
     p_key,  # [num_tokens, num_kv_heads, DIM]
     p_value,
-    p_kept,  # [side rows, 2, num_kv_heads, DIM] of the cache's dtype; float8 as uint8
-    p_where,  # [side rows] int64, the cache slot of their last position
+    p_kept,  # [num_kept, 2, num_kv_heads, DIM] of the cache's dtype; float8 as uint8
+    p_where,  # [num_kept] int64, the cache slot of their last position
     k_own,  # the cache's own scale of keys
     first_side,  # token index of the first side row
+    num_kept,  # side rows, the first ones, that are kept
     scale,
     k_scale,
     v_scale,
@@ -333,16 +335,17 @@ def steer_kernel(
     if ROWS > 1:  # noqa: SIM102
         if has_own:
             side = i_t - first_side  # all lanes of a row write the same
+            m_keep = m_l & (side < num_kept)
             p_keep = p_kept + (2 * side * tl.num_programs(0) + i_h)[:, None] * DIM + i_d[None, :]
             b_k = tl.load(
                 p_key + (i_t * s_key + i_h * DIM)[:, None] + i_d[None, :], mask=m_ld, other=0.0
             )
             code, b_k = _as_cached(b_k, k_own, p_kept, K_SCALE, FLOAT8)
-            tl.store(p_keep, code, mask=m_ld)
+            tl.store(p_keep, code, mask=m_ld & m_keep[:, None])
             if i_h == 0:
                 slot = tl.load(p_table + last // BLOCK_SIZE).to(tl.int64) * BLOCK_SIZE
                 slot += last % BLOCK_SIZE
-                tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_l)
+                tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_keep)
             b_s = tl.sum(b_q.to(tl.float32) * b_k, 1) * scale
             word = tl.load(p_words + last // 32, mask=last // 32 < num_words, other=0)
             b_s = tl.where(((word >> (last % 32)) & 1) != 0, _steer(b_s, alpha, RULE), b_s)
@@ -358,7 +361,8 @@ def steer_kernel(
                 p_value + (i_t * s_value + i_h * DIM)[:, None] + i_d[None, :], mask=m_ld, other=0.0
             )
             code, b_v = _as_cached(b_v, v_scale, p_kept, V_SCALE, FLOAT8)
-            tl.store(p_keep + tl.num_programs(0) * DIM, code, mask=m_ld)
+            p_keep += tl.num_programs(0) * DIM
+            tl.store(p_keep, code, mask=m_ld & m_keep[:, None])
             b_acc = b_acc * b_old[:, None] + b_p[:, None] * b_v
             b_max = b_new
 

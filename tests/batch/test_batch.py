@@ -45,6 +45,7 @@ from adaptvis_vllm.engine.runner.check import NAME
 from adaptvis_vllm.offline.engine import VllmEngine
 from adaptvis_vllm.offline.schema import parse_row
 from adaptvis_vllm.offline.stream import Answer
+from adaptvis_vllm.steering.fields import CONFIDENCES
 
 ROWS = 40
 
@@ -125,8 +126,31 @@ def test_parquet(
     assert table.schema.field("id").type == pa.int64()
     answers = table.to_pylist()
     assert texts(answers) == texts(expected)
+    none = {"candidates": None, "confidences": None}  # a column has all fields
     for answer, row in zip(answers, expected, strict=True):
-        assert answer["adaptvis"] == row["adaptvis"]
+        assert answer["adaptvis"] == row["adaptvis"] | none
+
+
+def test_candidates(settings: Settings, folder: Path, tmp_path: Path) -> None:
+    """In JSONL and in Parquet; more than the engine has room for are an error row."""
+    asked = ([0.3, 3.0], "2", [0.5, 1, 2])
+    rows = [
+        {"image": str(folder / "0.png"), "question": "Where?", "adaptvis": {"candidates": alphas}}
+        for alphas in asked
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = []
+    for out in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
+        assert run(path, out, settings)["errors"] == 1
+        found.append(read(out) if out.suffix == ".jsonl" else pq.read_table(out).to_pylist())
+    for row, other in zip(*found, strict=True):
+        assert row == approximately(other)
+    good, one, bad = found[0]
+    assert [c["alpha"] for c in good["adaptvis"]["candidates"]] == [0.3, 3.0]
+    assert len(one["adaptvis"]["candidates"]) == 1
+    assert set(good["adaptvis"]["confidences"]) == set(CONFIDENCES)
+    assert "candidates must be 1 to 2 alphas, not 3" in bad["error"]
 
 
 def test_what_pandas_and_datasets_write(
@@ -251,6 +275,7 @@ def openai_lines(folder: Path, model: Path) -> list[dict[str, Any]]:
     return [
         line("plain"),
         line("steered", vllm_xargs=steer),
+        line("candidates", vllm_xargs={"adaptvis_candidates": [0.5, 2]}),
         line("text", messages=system),
         line("logprobs", logprobs=True, top_logprobs=3),
         line("seeded", temperature=1.0, seed=5, n=2),

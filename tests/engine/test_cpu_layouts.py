@@ -211,7 +211,7 @@ def test_side_rows(dtype: torch.dtype, dim: int, amx: bool, isa: str, variant: s
     for entry, row in zip(pairs, base, strict=True):
         page, place = divmod(step.lens[entry] - 1, block)
         step.metadata.slot_mapping[row] = int(step.table[entry, page]) * block + place
-    plan = SimpleNamespace(base=torch.tensor(base), commits=[])
+    plan = SimpleNamespace(base=torch.tensor(base), commits=[], choices=base)
     step.impl.do_kv_cache_update = lambda layer, k, v, cache, slots: write(step, isa, k, v, slots)
     output = torch.full_like(step.query, float("nan"))
     tensors = (step.query, key, value, step.kv_cache, step.metadata, output, rows)

@@ -26,7 +26,7 @@ from support.engine import (
 )
 from support.plain_engine import bystander_results
 
-from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, Off, ScalingVis, SteeringParams
 
 LOW, HIGH = AdaptVis(0.3, 3.0, 1.0), AdaptVis(0.3, 3.0, 0.0)  # always low, always high
 STEERINGS = (None, ScalingVis(0.5), ScalingVis(3.0), LOW, HIGH, AdaptVis(0.5, 2.0, 0.4))
@@ -101,6 +101,14 @@ def test_text_only_and_off_cost_nothing(engine: Any) -> None:
     assert [r["reason"] for r in reports] == ["no image", "mode off"]
     assert not any(r["steered"] for r in reports)
     assert len(steps) == 8
+
+
+def test_two_candidates_have_room_everywhere(engine: Any) -> None:
+    """As many as adaptive steering has side rows."""
+    (found,) = generate(engine, [prompt(0)], sampling(Candidates((0.3, 3.0))))
+    assert [c["alpha"] for c in found.adaptvis["candidates"]] == [0.3, 3.0]
+    with pytest.raises(ValueError, match="adaptvis_candidates must be 1 to 2 alphas, not 3"):
+        generate(engine, [prompt(0)], sampling(Candidates((0.3, 1.0, 3.0))))
 
 
 # -- bystanders -----------------------------------------------------------------------

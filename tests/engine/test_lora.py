@@ -16,12 +16,14 @@ from support.engine import close, make_llm, prompt, sampling
 from support.lora_v2 import STEERINGS as V2_STEERINGS
 from support.lora_v2 import TOKENS
 
-from adaptvis_vllm import AdaptVis, ScalingVis
+from adaptvis_vllm import AdaptVis, Candidates, ScalingVis
+from adaptvis_vllm.engine import plan, steps
 from adaptvis_vllm.reference.model import ReferenceModel
 
 RANK, ALPHA = 8, 16
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STEERINGS = [None, ScalingVis(0.3), ScalingVis(3), AdaptVis(0.4, 2.5, 0.4)]
+STEERINGS.append(Candidates((2.5, 0.4)))
 
 
 def make_adapter(model: Path, adapter: Path, merged: Path) -> None:
@@ -55,13 +57,18 @@ def make_adapter(model: Path, adapter: Path, merged: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(config))
 
 
-def test_answers_of_the_merged_weights(model: Path, tmp_path: Path) -> None:
-    """With the adapter, then without it on the same engine and the same prefix cache.
+def test_answers_of_the_merged_weights(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the adapter, then without it on the same engine and the same prefix cache. Logits of
+    candidates are computed one by one.
 
     Not in one batch: vLLM's CPU kernels give the adapter to its other requests too.
     """
     from vllm.lora.request import LoRARequest
 
+    for module in (plan, steps):
+        monkeypatch.setattr(module, "HEAD_ROWS", 1)
     make_adapter(model, tmp_path / "adapter", tmp_path / "merged")
     lora = LoRARequest("tiny", 1, str(tmp_path / "adapter"))
     requests = [(prompt(i), steering) for i in range(2) for steering in STEERINGS]
@@ -83,6 +90,11 @@ def test_answers_of_the_merged_weights(model: Path, tmp_path: Path) -> None:
             assert list(answer.token_ids) == expected.token_ids
             first = answer.logprobs[0][answer.token_ids[0]].logprob
             assert first == pytest.approx(expected.logprobs[0], abs=1e-4)
+            wanted = expected.report.candidates or ()
+            found = (output.adaptvis or {}).get("candidates", ())
+            for one, other in zip(found, wanted, strict=True):
+                assert one["token_id"] == other["token_id"]
+                assert one["probability"] == pytest.approx(other["probability"], abs=1e-4)
     answers = [tuple(output.outputs[0].token_ids) for output in adapted + plain]
     assert len(set(answers)) > len(answers) / 2
 
@@ -100,10 +112,11 @@ def test_model_runner_v2(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     reference = ReferenceModel(tmp_path / "merged")
     answers = json.loads(done.stdout.splitlines()[-1])
-    for steering, (tokens, logprob) in zip(V2_STEERINGS, answers, strict=True):
+    for steering, (tokens, logprob, found) in zip(V2_STEERINGS, answers, strict=True):
         given = prompt(0)
         expected = reference.generate(
             given["prompt"], [given["multi_modal_data"]["image"]], steering, max_tokens=TOKENS
         )
         assert tokens == expected.token_ids
         assert logprob == pytest.approx(expected.logprobs[0], abs=1e-4)
+        assert found == [one["token_id"] for one in expected.report.candidates or ()]

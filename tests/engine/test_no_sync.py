@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, ScalingVis, SteeringParams
+from adaptvis_vllm.engine import plan, steps
 from adaptvis_vllm.engine.steps import Steering
 
 VOCAB = 97
@@ -99,7 +100,7 @@ def output(
 HIDDEN = 8
 
 
-def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor) -> Any:
+def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor | None) -> Any:
     """One step of either runner adapter; returns the (not yet read) model output.
 
     logits: [requests + side rows, V], what the model's head gives.
@@ -117,7 +118,8 @@ def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor) -> Any
         steering.after_forward(rows)
     steering.end_forward()
     hidden = torch.zeros(len(counts), HIDDEN, device=steering.device)
-    sampled = steering.logits(hidden, lambda rows: logits[: len(rows)].clone())
+    head = (lambda rows: None) if logits is None else (lambda rows: logits[: len(rows)].clone())
+    sampled = steering.logits(hidden, head)
     return steering.end_sampling(
         SimpleNamespace(get_output=lambda: SimpleNamespace(sampled=sampled))
     )
@@ -168,6 +170,61 @@ def test_choice_without_waiting(device: str) -> None:
     with no_sync(device):
         step(steering, output({"a": 1}, cached={"a": 41}, finished=("b", "c")), logits[:1])
     assert set(steering.requests) == {"a"}
+
+
+def test_candidates_without_waiting(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the rows of those that choose, whoever came first; nothing of theirs is committed."""
+    for module in (plan, steps):
+        monkeypatch.setattr(module, "HEAD_ROWS", 2)
+    torch.manual_seed(0)
+    steering = Steering(torch.device(device), range(4))
+    logits = torch.randn(20, VOCAB, device=device)
+    requests = [
+        new_request("c", 40, Candidates((0.5, 2.0, 1.5), layers="1-2", confidence="margin")),
+        new_request("a", 30, AdaptVis(0.5, 2.0, 0.0)),
+        new_request("d", 20, Candidates((3.0,))),
+    ]
+    if device == "cuda":
+        torch.cuda.synchronize()
+    chosen: list[Any] = []
+    with no_sync(device):
+        made = steering.logits
+        steering.logits = lambda *args: (  # type: ignore[method-assign]
+            steering.choosing.commits.append(chosen.append),
+            made(*args),
+        )[1]
+        done = step(steering, output({"c": 40, "a": 30, "d": 20}, requests), logits)
+        del steering.logits
+        # Preempted before its first token left, and resumed: nothing is computed again.
+        steering.begin_step(output({"c": 40}, cached={"c": 0}, resumed=("c",)))
+    assert steering.plan is None
+    result = done.get_output()
+    p = logits.float().softmax(-1).cpu()
+    assert chosen[0].tolist() == [1]
+    # Rows c, a, d; then a low, a high, c's three and d's one, of which two are in a second call.
+    assert torch.equal(result.sampled, logits[[0, 4, 2]])
+    assert result.adaptvis["a"] == pytest.approx((p[1].max().item(), 2.0))
+    tokens, probabilities, measures = result.adaptvis["c"]
+    rows = [5, 6, 0]  # `step` gives a second call its logits from the beginning
+    assert tokens == p[rows].argmax(-1).tolist()
+    assert probabilities == pytest.approx(p[rows].max(-1).values.tolist())
+    best, second = p[0].topk(2).values.tolist()
+    assert measures[:2] == pytest.approx([best, best - second])
+    assert result.adaptvis["d"][0] == [p[1].argmax().item()]
+
+
+def test_ranks_without_logits_take_part(device: str) -> None:
+    """In every call of the head, which gathers, and in the choice; they report nothing."""
+    steering = Steering(torch.device(device), range(4), broadcast=lambda conf: conf.fill_(0.25))
+    requests = [
+        new_request("a", 30, AdaptVis(0.5, 2.0, 0.2)),
+        new_request("c", 40, Candidates((0.5, 2.0, 1.5))),
+    ]
+    scheduled = output({"a": 30, "c": 40}, requests)
+    done = step(steering, scheduled, None).get_output()
+    assert done.sampled is None
+    assert done.adaptvis["a"] == (0.25, 2.0)
+    assert steering.alpha[steering.requests["a"].slot] == 2.0
 
 
 def test_side_rows_lie_behind_the_batch(device: str) -> None:

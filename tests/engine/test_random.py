@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.engine import generate, prompt, sampling, scheduler, tokens
 
-from adaptvis_vllm import AdaptVis, Off, ScalingVis
+from adaptvis_vllm import AdaptVis, Candidates, Off, ScalingVis
 
 REQUESTS = 320
 KINDS = 60
@@ -33,6 +33,7 @@ def random_kind(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
             None,
             Off(),
             ScalingVis(rng.choice(alphas), **common),
+            Candidates(rng.sample(alphas, 2), **common),
             AdaptVis(rng.choice(alphas), rng.choice(alphas), rng.choice((0, 0.4, 1)), **common),
             AdaptVis(
                 0.5, 2.0, 0.3, confidence=rng.choice(("margin", "entropy")), confidence_decimals=2
@@ -47,6 +48,13 @@ def random_kind(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"image": image, "text": text}, {"steering": steering, **options}
 
 
+def said(output: Any) -> tuple[Any, ...]:
+    """Tokens, alpha, and the tokens of candidates."""
+    report = output.adaptvis or {"alpha": None}
+    found = [one["token_id"] for one in report.get("candidates", ())]
+    return tokens(output), report["alpha"], found
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_traffic(engine: Any, seed: int) -> None:
     rng = random.Random(seed)
@@ -55,7 +63,7 @@ def test_random_traffic(engine: Any, seed: int) -> None:
     for item, options in kinds:
         assert engine.reset_prefix_cache()
         (output,) = generate(engine, [prompt(**item)], sampling(**options))
-        expected.append((tokens(output), output.adaptvis and output.adaptvis["alpha"]))
+        expected.append(said(output))
     assert engine.reset_prefix_cache()
 
     sched = scheduler(engine)
@@ -84,8 +92,7 @@ def test_random_traffic(engine: Any, seed: int) -> None:
             for output in engine.llm_engine.step():
                 kind = running.pop(output.request_id, None)
                 if output.finished and kind is not None:
-                    alpha = output.adaptvis and output.adaptvis["alpha"]
-                    assert (tokens(output), alpha) == expected[kind], kinds[kind]
+                    assert said(output) == expected[kind], kinds[kind]
                     checked += 1
     finally:
         sched.max_num_scheduled_tokens = budget

@@ -18,7 +18,7 @@ def check(case, steered_attention, **launch) -> None:
     assert_close("out", want[written], out[written], TOLERANCE[case.args["query"].dtype])
     block_size, heads, dim = case.args["key_cache"].shape[1:]
     kept = sides.kept.view(-1, 2, heads, dim)
-    for row, block, place in places:
+    for row, block, place in places[: len(kept)]:
         assert sides.where[row] == block * block_size + place
         for i, (name, rows, scale) in enumerate(
             (
@@ -36,6 +36,25 @@ def test_pairs_single_rows_and_rows_in_place(steered_attention, device, dtype, s
     case = make_case(kv_lens=[1, 33, 64, 65, 0, 7], heads=(2, 1), dtype=dtype, device=device)
     case = add_sides(case, [2, 0, 1, 2, 2, 0])
     check(case, steered_attention, **TILE, splits=splits)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn], ids=str)
+def test_only_the_first_are_kept(steered_attention, device, kept, kv_dtype):
+    """Rows of which none will be chosen leave nothing behind; five are three pairs."""
+    dtype = torch.bfloat16 if kv_dtype else torch.float32
+    case = make_case(kv_lens=[40, 33, 70, 70, 70], dtype=dtype, kv_dtype=kv_dtype, device=device)
+    case = add_sides(case, [2, 2, 2, 2, 1], kept=kept)
+    sides = case.args["sides"]
+    behind = [torch.full_like(t[:0].new_empty(64), 99) for t in (sides.kept, sides.where)]
+    for name, old in zip(("kept", "where"), behind, strict=True):
+        whole = torch.cat([getattr(sides, name), old])
+        setattr(sides, name, whole[: len(whole) - len(old)])
+    check(case, steered_attention)
+    for name in ("kept", "where"):
+        t = getattr(sides, name)
+        guard = t.as_strided((64,), (1,), t.storage_offset() + len(t))
+        assert (guard.float() == 99).all()
 
 
 @pytest.mark.parametrize(

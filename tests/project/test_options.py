@@ -64,3 +64,24 @@ def test_tiny_cache_preempts_by_itself(model: Path) -> None:
         results.append([(tokens(o), o.adaptvis and o.adaptvis["alpha"]) for o in outputs])
         assert bool(preemptions) == (blocks == 13)
     assert results[0] == results[1]
+
+
+def test_the_most_room_in_the_shortest_engine(model: Path) -> None:
+    """More rows than the requests of a profiling run have positions. Defaults may be candidates."""
+    alphas = tuple(0.25 + 0.05 * i for i in range(64))
+    llm = make_llm(
+        model,
+        max_model_len=48,
+        max_num_seqs=2,
+        additional_config={"adaptvis": {"candidates": list(alphas)}},
+    )
+    try:
+        item = prompt(0, "?")
+        found, steered = generate(llm, [item] * 2, [sampling(max_tokens=1), sampling(LOW)])
+        assert [c["alpha"] for c in found.adaptvis["candidates"]] == list(alphas)
+        assert steered.adaptvis["alpha"] == 0.3
+        for number in (0, 30, 63):
+            (one,) = generate(llm, [item], sampling(ScalingVis(alphas[number]), max_tokens=1))
+            assert found.adaptvis["candidates"][number]["token"] == one.outputs[0].text
+    finally:
+        close(llm)

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from support.engine import flat
 from support.http_server import (
     HIGH,
     IMAGES,
@@ -125,6 +126,44 @@ def test_stream_with_usage(client: openai.OpenAI) -> None:
     assert not usage.choices
     assert report(usage) is None
     assert report(end)["steered"]
+
+
+def test_candidates(client: openai.OpenAI) -> None:
+    """The unsteered answer, streamed or not; the best first tokens are those of one alpha each."""
+    xargs = {"adaptvis_candidates": [3.0, 0.3], "adaptvis_layers": "0-2"}
+    plain = chat(client, 0, OFF)
+    answer, *several = (
+        chat(client, 0, xargs, **more) for more in ({}, {"n": 2, "temperature": 1.0, "seed": 3})
+    )
+    assert text(answer) == text(plain)
+    found = report(answer)
+    assert {k: found[k] for k in ("mode", "alpha", "steered", "reason")} == {
+        "mode": "candidates",
+        "alpha": None,
+        "steered": False,
+        "reason": "mode candidates",
+    }
+    assert found["confidence"] == found["confidences"]["max_prob"]
+    for one, alpha in zip(found["candidates"], (3.0, 0.3), strict=True):
+        alone = chat(
+            client,
+            0,
+            {"adaptvis_alpha": alpha, "adaptvis_layers": "0-2"},
+            max_tokens=1,
+            logprobs=True,
+        )
+        (token,) = alone.choices[0].logprobs.content
+        assert one["alpha"] == alpha
+        assert [one["token_id"]] == token_ids(alone.choices[0])
+        assert one["token"] == text(alone)
+        assert one["probability"] == pytest.approx(math.exp(token.logprob), abs=1e-4)
+    assert flat(report(several[0])) == pytest.approx(flat(found), abs=1e-4)
+    chunks = list(chat(client, 0, {**xargs, "adaptvis_candidates": "3,0.3"}, stream=True))
+    reports = [report(c) for c in chunks if report(c)]
+    assert [c.choices[0].finish_reason is not None for c in chunks if report(c)] == [True]
+    assert flat(reports[0]) == pytest.approx(flat(found), abs=1e-4)
+    none = report(chat(client, None, xargs))
+    assert (none["reason"], none["candidates"]) == ("no image", [])
 
 
 def test_no_image(client: openai.OpenAI) -> None:

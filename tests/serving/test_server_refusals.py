@@ -50,12 +50,15 @@ BAD: dict[str, list[Any]] = {
     "confidence_decimals": [-1, 7, 2.0, "2", "", NAN, [2], {}, None],
     "span": ["frames", "", 0, {}, None],
     "preset": ["", "COCO", "controlled", 3, {}, None],
+    "candidates": [0, "", "a", "0.5,0.5", [], [0.5, -1], ["x"], [0.5, 1, 2], "1,2,3", NAN, {},
+                   None],
     # Whole requests: missing partners, contradictions, unknown names.
     "alpha ": [{"mode": "scaling"}, {"mode": "off", "alpha": 2}, {"alpha": 2, "threshold": 0.1}],
     "alpha_low ": [{"alpha_low": 1, "mode": "scaling", "alpha": 2}],
     "preset ": [{"mode": "adaptive", "preset": "vsr"}, {"mode": "off", "preset": "coco"}],
     "threshold ": [{"treshold": 0.5}, {"mode": "scaling", "alpha": 1, "threshold": 0.5}],
     "alpha_hi": [{"alpha_hi": 2}],
+    "candidates ": [{"mode": "candidates"}, {"candidates": [2], "mode": "off"}],
     "zzz": [{"zzz": 1}, {"mode": "off", "zzz": 1}],
 }  # fmt: skip
 

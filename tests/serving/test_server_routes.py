@@ -33,7 +33,7 @@ from support.http_server import (
 from support.waiting import HANG_S
 
 from adaptvis_vllm.steering.fields import SPANS
-from adaptvis_vllm.steering.report import MODE_OFF, nothing_to_steer
+from adaptvis_vllm.steering.report import MODE_CANDIDATES, MODE_OFF, nothing_to_steer
 
 ALPHAS = [0.3, 1.0, 2.0, 3]
 LONG = "The cat sat on the mat and the dog sat under the table. " * 2 + QUESTION
@@ -75,8 +75,9 @@ def test_every_series_is_there_from_the_start(url: str) -> None:
     """At 0, so that a query finds it before the first such request."""
     exported = samples(url)
     asked = [("off", "none", MODE_OFF), ("adaptive", "low", ""), ("adaptive", "high", "")]
-    asked += [("scaling", "given", "")]
-    asked += [(m, "none", nothing_to_steer(s)) for m in ("adaptive", "scaling") for s in SPANS]
+    asked += [("scaling", "given", ""), ("candidates", "none", MODE_CANDIDATES)]
+    modes = ("adaptive", "scaling", "candidates")
+    asked += [(m, "none", nothing_to_steer(s)) for m in modes for s in SPANS]
     assert {requests(*kind) for kind in asked} <= exported.keys()
 
 
@@ -97,6 +98,7 @@ def test_info(url: str, client: openai.OpenAI) -> None:
     assert info["versions"]["adaptvis-vllm"]
     assert info["versions"]["vllm"].startswith("0.")
     assert info["limits"]["layers"] == {"min": 0, "max": 3}
+    assert info["limits"]["candidates"] == {"min": 1, "max": 2}
     assert "controlled_a" in info["limits"]["preset"]
     (given,) = [c for c in info["counters"]["requests"] if c["branch"] == "given"]
     assert given["mode"] == "scaling"
@@ -150,6 +152,35 @@ def test_sweep_of_layers(url: str, client: openai.OpenAI) -> None:
     assert answer["rows"][1]["text"] == text(alone)
     whole = post(url, "/adaptvis/sweep", {**SWEEP, "alphas": [3.0]}).json()
     assert answer["rows"][1]["confidence"] != whole["rows"][1]["confidence"]
+
+
+def test_a_sweep_of_one_token_is_one_request(url: str) -> None:
+    """Where the engine has room: here for two. Its rows are those of separate requests."""
+    two = {**SWEEP, "alphas": [3.0, 0.3, 3.0], "max_tokens": 1}
+    before = samples(url)
+    together = post(url, "/adaptvis/sweep", two)
+    assert together.status_code == 200, together.text
+    assert grown(before, samples(url)) == {
+        requests("candidates", "none", MODE_CANDIDATES): 1,
+        ("adaptvis_side_rows_total",): 2,
+    }
+    one_by_one = [
+        {**two, "alphas": [3.0, 0.3, 3.0, 1.5]},  # no room
+        {**two, "logit_bias": {}},  # might change the token
+    ]
+    for body in one_by_one:
+        before = samples(url)
+        apart = post(url, "/adaptvis/sweep", body).json()["rows"]
+        assert requests("scaling", "given") in grown(before, samples(url))
+        for row, other in zip(together.json()["rows"], apart, strict=False):
+            for name in ("alpha", "text", "finish_reason", "steered", "reason", "prompt_tokens"):
+                assert row[name] == other[name], name
+            assert row["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+    length = together.json()["rows"][0]["prompt_tokens"]
+    assert [r["cached_tokens"] for r in together.json()["rows"][1:]] == [length - 1] * 3
+    assert together.json()["usage"]["prompt_tokens"] == length
+    none = post(url, "/adaptvis/sweep", {"question": "?", "alphas": [2.0], "max_tokens": 1})
+    assert [row["reason"] for row in none.json()["rows"]] == ["mode off", "no image"]
 
 
 def test_sweep_without_image(url: str) -> None:
@@ -226,6 +257,9 @@ def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:
     chat(client, 0, {"adaptvis_span": "video"})
     chat(client, 0, {"adaptvis_alpha": 2.0, "adaptvis_span": "video"})
     several = chat(client, 1, None, n=2, temperature=1.0, seed=1)
+    chat(client, 0, {"adaptvis_candidates": "0.5,2"}, n=2, temperature=1.0)
+    chat(client, 0, {"adaptvis_candidates": 0.5})
+    chat(client, None, {"adaptvis_candidates": 0.5})
     assert len(scaling) == 4
     refused = [{"adaptvis_alpha": 0}, {"adaptvis_alpha": "x"}, {"adaptvis_treshold": 0.5}]
     for xargs in refused:
@@ -249,9 +283,11 @@ def test_counters_equal_the_requests(url: str, client: openai.OpenAI) -> None:
         requests("scaling", "given"): 4,
         requests("scaling", "none", "no image"): 1,
         requests("scaling", "none", "no video"): 1,
+        requests("candidates", "none", MODE_CANDIDATES): 3,
+        requests("candidates", "none", "no image"): 1,
         requests("off", "none", "mode off"): 3,
         ("adaptvis_confidence_count",): 12,
-        ("adaptvis_side_rows_total",): 24,
+        ("adaptvis_side_rows_total",): 24 + 5,
         ("adaptvis_refused_requests_total", ("parameter", "alpha")): 2,
         ("adaptvis_refused_requests_total", ("parameter", "unknown")): 2,
     }

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, Off, ScalingVis, SteeringParams
 from adaptvis_vllm.steering.fields import ADAPTIVE_PRESETS, SCALING_PRESETS
 
 ADAPTIVE = {"mode": "adaptive", "alpha_low": 0.5, "alpha_high": 1.5, "threshold": 0.4}
@@ -32,12 +32,17 @@ BAD_VALUES: dict[str, list[Any]] = {
     "confidence_decimals": [-1, 7, 2.0, "2", "", True, NAN, [2]],
     "span": ["frames", "", 0, True],
     "preset": ["", "COCO", "controlled", 3, True],
+    "candidates": [*BAD_ALPHA[:7], "", "a", "0.5,", "0.5;1", "1_0", "nan", "٣", True, [], {},
+                   [True], ["0.5"], [0.5, 0], [0.5, 0.5], "1,1.0", [NAN], [[0.5]],
+                   [1 + i for i in range(65)]],
 }  # fmt: skip
 CASES = [(f, v) for f, values in BAD_VALUES.items() for v in values]
 
 
 def around(field: str) -> dict[str, Any]:
     """Otherwise valid parameters in which `field` has a place."""
+    if field == "candidates":
+        return {}
     base = SCALING if field == "alpha" else {"mode": "adaptive", "preset": "coco"}
     return {k: v for k, v in base.items() if k != field}
 
@@ -81,6 +86,9 @@ GOOD_VALUES = [
     ("confidence_decimals", "none", None),
     ("span", "interval", "interval"),
     ("span", "all", "embeddings"),
+    ("candidates", 0.5, (0.5,)),
+    ("candidates", "2, 0.5", (2.0, 0.5)),
+    ("candidates", [1, np.float32(0.5), 100], (1.0, 0.5, 100.0)),
 ]
 
 
@@ -108,6 +116,13 @@ def test_a_good_value_is_made_canonical(field: str, value: Any, canonical: Any) 
         ({"mode": "off", "alpha": 1}, "alpha does not go with mode 'off'"),
         ({"mode": "off", "preset": "coco"}, "preset does not go with mode 'off'"),
         ({"mode": "adaptive", "preset": "vsr"}, "preset 'vsr' has no setting"),
+        ({"mode": "candidates"}, "candidates is missing"),
+        ({"candidates": [2], "alpha": 1}, "alpha does not go with mode 'candidates'"),
+        ({"candidates": [2], "threshold": 1}, "threshold does not go with mode 'candidates'"),
+        ({"candidates": [2], "preset": "coco"}, "preset does not go with mode 'candidates'"),
+        ({**SCALING, "candidates": [2]}, "candidates does not go with mode 'scaling'"),
+        ({**ADAPTIVE, "candidates": [2]}, "candidates does not go with mode 'adaptive'"),
+        ({"mode": "off", "candidates": [2]}, "candidates does not go with mode 'off'"),
         ({"alpha_lo": 1}, r"unknown parameter alpha_lo; did you mean alpha_low\?"),
         ({"adaptvis_alpha": 1}, "unknown parameter adaptvis_alpha"),
         ({"zzz": 1}, "unknown parameter zzz$"),
@@ -158,6 +173,7 @@ def test_nothing_given() -> None:
     [
         ({"alpha": 2}, "scaling"),
         ({"alpha_low": 1, "alpha_high": 2, "threshold": 0}, "adaptive"),
+        ({"candidates": (2.0, 0.5)}, "candidates"),
         ({"preset": "coco"}, "adaptive"),
         ({"preset": "vsr"}, "scaling"),
         ({"preset": "coco", "alpha": 2}, "scaling"),
@@ -208,7 +224,7 @@ def test_key_tells_apart_what_steers_differently() -> None:
         Off(),
     ]
     assert len({p.key() for p in different}) == len(different)
-    assert Off().key() == ""
+    assert Off().key() == Candidates([0.5]).key() == ""
 
 
 def test_key_ignores_what_does_not() -> None:
@@ -228,6 +244,11 @@ common = {
 params_strategy = st.one_of(
     st.builds(SteeringParams, mode=st.just("off"), **common),
     st.builds(SteeringParams, mode=st.just("scaling"), alpha=alphas, **common),
+    st.builds(
+        SteeringParams,
+        candidates=st.lists(alphas, min_size=1, max_size=64, unique=True).map(tuple),
+        **common,
+    ),
     st.builds(
         SteeringParams, mode=st.just("scaling"), preset=st.sampled_from(list(SCALING_PRESETS))
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, Off, ScalingVis, SteeringParams
 
 DEFAULT = AdaptVis(0.5, 1.5, 0.4, layers="0-3", confidence="margin", confidence_decimals=2)
 
@@ -31,6 +31,11 @@ DEFAULT = AdaptVis(0.5, 1.5, 0.4, layers="0-3", confidence="margin", confidence_
         ({"alpha": 2}, ScalingVis(0.5), ScalingVis(2)),
         ({"layers": "1"}, ScalingVis(preset="vsr"), ScalingVis(0.5, layers="1")),
         ({"preset": "coco"}, Off(), AdaptVis(preset="coco")),
+        ({"candidates": [2]}, DEFAULT,
+         SteeringParams(candidates=(2.0,), layers="0-3", confidence="margin",
+                        confidence_decimals=2)),
+        ({"layers": "1"}, Candidates([0.5, 2]), Candidates([0.5, 2], layers="1")),
+        ({"mode": "candidates"}, Candidates([0.5, 2]), Candidates([0.5, 2])),
     ],
 )  # fmt: skip
 def test_defaults(

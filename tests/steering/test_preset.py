@@ -12,7 +12,7 @@ import pytest
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
 from adaptvis_vllm.options import STEERING, given_steering
-from adaptvis_vllm.steering.defaults import server_defaults, steered_config
+from adaptvis_vllm.steering.defaults import max_candidates, server_defaults, steered_config
 from adaptvis_vllm.steering.preset import expand, read_preset, write_preset
 
 SETTINGS = (
@@ -94,6 +94,27 @@ def test_steering_given_twice() -> None:
         "adaptvis": {"preset": "coco"},
     }
     assert steered_config(None, {}) == {}
+    room = {"adaptvis": {"alpha": 2.0, "max_candidates": 5}}
+    assert steered_config({"adaptvis": {"alpha": 2.0}}, {"max_candidates": 5}) == room
+
+
+@pytest.mark.parametrize(
+    ("values", "most"),
+    [
+        (None, 2),
+        ({}, 2),
+        ({"alpha": 2.0}, 2),
+        ({"max_candidates": 1}, 1),
+        ({"max_candidates": 64, "preset": "coco"}, 64),
+        ({"candidates": [1, 2, 3, 4]}, 4),
+        ({"candidates": [1, 2, 3, 4], "max_candidates": 7}, 7),
+    ],
+)
+def test_room_for_candidates(values: dict[str, Any] | None, most: int) -> None:
+    config = SimpleNamespace(additional_config={"adaptvis": values} if values is not None else None)
+    assert max_candidates(config) == most
+    given = {k: v for k, v in (values or {}).items() if k != "max_candidates"}
+    assert server_defaults(config) == SteeringParams.from_dict(given)
 
 
 def test_missing_files_and_misspelt_names(tmp_path: Path) -> None:

@@ -74,6 +74,10 @@ def bad_rows(folder: Path) -> list[tuple[dict[str, Any] | str, str]]:
         (asked | {"adaptvis": {"alfa": 1}}, "alpha"),
         (asked | {"adaptvis": {"alpha": 2, "layers": "9"}}, "layers is '9', but the model has"),
         (asked | {"adaptvis": {"alpha_low": 0.5}}, "alpha_high is missing"),
+        (
+            asked | {"adaptvis": {"candidates": [1, 2, 3]}},
+            "candidates must be 1 to 2 alphas",
+        ),
         (asked | {"max_tokens": 0}, "max_tokens"),
         (asked | {"max_tokens": 2**40}, "max_tokens must be a whole number from 1 to 2147483135"),
         (asked | {"seed": 2**63}, "seed must be a whole number from -9223372036854775808 to"),

@@ -45,6 +45,8 @@ def make_rows(folder: Path) -> list[dict[str, Any]]:
     for i, kind in enumerate(("margin", "entropy", "max_prob")):
         more = {"confidence": kind, "confidence_decimals": 2}
         add(image=names[8], question=QUESTIONS[i], adaptvis=adaptive(TRIPLES[i % 2], **more))
+    for i, alphas in enumerate(([0.3, 3.0], [2.0], "3.0,0.5")):
+        add(image=names[i], question=QUESTIONS[i], adaptvis={"candidates": alphas})
     two, three = names[:2], names[9:12]
     between = "USER: <image>\nThe first picture. <image>\nThe second one. Which? ASSISTANT:"
     for steer in (
@@ -56,10 +58,16 @@ def make_rows(folder: Path) -> list[dict[str, Any]]:
         {"alpha": 3.0, "layers": "0,3"},
         adaptive(TRIPLES[0]),
         adaptive(TRIPLES[1], layers="0-1", span="interval"),
+        {"candidates": [3.0, 0.3], "layers": "1-2", "confidence": "margin"},
     ):
         add(images=two, prompt=between, adaptvis=steer)
         add(images=three, question=QUESTIONS[0], adaptvis=steer)
-    for steer in ({"alpha": 3.0}, adaptive(TRIPLES[0]), {"mode": "off"}):
+    for steer in (
+        {"alpha": 3.0},
+        adaptive(TRIPLES[0]),
+        {"mode": "off"},
+        {"candidates": [0.3, 3.0]},
+    ):
         add(question="No picture at all. " + QUESTIONS[1], adaptvis=steer)
         add(image=names[3], question=LONG + QUESTIONS[2], adaptvis=steer)
         # The prompt ends with the picture: the last prompt token is an image position.

@@ -93,6 +93,16 @@ def first_logprobs(output: Any) -> dict[int, float]:
     return {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
 
 
+def flat(report: Any, name: str = "") -> dict[str, Any]:
+    """A report without nesting, as `pytest.approx` takes it."""
+    pairs = report.items() if isinstance(report, dict) else enumerate(report or ())
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        place = f"{name}.{key}"
+        out |= flat(value, place) if isinstance(value, dict | list) else {place: value}
+    return out
+
+
 @contextmanager
 def counted_steps(llm: Any) -> Iterator[list[dict[str, int]]]:
     """Collects `num_scheduled_tokens` of every step."""

@@ -19,7 +19,7 @@ from checkpoints.families import FAMILIES, Family
 from checkpoints.images import KINDS, SIZES, make_image
 from PIL import Image
 
-from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, ScalingVis, SteeringParams
 from adaptvis_vllm.reference.inputs import Video
 
 
@@ -83,6 +83,12 @@ def make_cases(family: Family) -> list[Case]:
     return cases
 
 
+def candidates(family: Family) -> Case:
+    """One more on either runner: three rows beside the batch, of which none is taken."""
+    parts = ("USER: ", make_image(0), "\nWhere is the red cat? ASSISTANT:")
+    return Case(parts, Candidates((2.5, 0.4, 1.0)), max_tokens=2)
+
+
 def make_video(seed: int, frames: int = 4) -> Video:
     """Frames of one size with the metadata that vLLM's decoders give.
 
@@ -121,6 +127,7 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
         "max_model_len": 1024,
         "max_num_batched_tokens": 64,
         "limit_mm_per_prompt": {"image": 2, "video": int(bool(family.video))},
+        "additional_config": {"adaptvis": {"max_candidates": 3}},
     }
     inspect_models_here()
     llm = make_llm(model, **(options | dict(family.engine)))
@@ -197,8 +204,9 @@ def main(out: Path, models: dict[str, str]) -> None:
     """models: family -> checkpoint. Writes {family: answers of the V2 cases} to out."""
     results = {}
     for name, path in models.items():
-        cases = [case for case in make_cases(FAMILIES[name]) if case.v2]
-        results[name] = answer(Path(path), FAMILIES[name], cases)
+        family = FAMILIES[name]
+        cases = [*(case for case in make_cases(family) if case.v2), candidates(family)]
+        results[name] = answer(Path(path), family, cases)
     out.write_text(json.dumps(results))
 
 

@@ -66,6 +66,7 @@ VALID: dict[str, Callable[[random.Random], Any]] = {
     "confidence_decimals": lambda r: r.choice([0, 2, 6, "none"]),
     "span": lambda r: r.choice(SPANS),
     "preset": lambda r: r.choice(PRESETS),
+    "candidates": lambda r: r.choice(["0.5,2", [0.5, 2], 1, [0.5], "0.5,1,2"]),
 }
 TOGETHER = (
     ("alpha",),
@@ -74,6 +75,7 @@ TOGETHER = (
     ("alpha_low", "alpha_high", "threshold"),
     ("threshold",),
     ("layers", "span"),
+    ("candidates", "layers"),
     ("confidence", "confidence_decimals"),
     (),
 )

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from adaptvis_vllm.engine.runner import interpreted
-from adaptvis_vllm.steering.params import AdaptVis
+from adaptvis_vllm.steering.params import AdaptVis, Candidates
 
-STEERINGS = [AdaptVis(0.4, 2.5, 1.0), AdaptVis(0.4, 2.5, 0.0)]
+STEERINGS = [AdaptVis(0.4, 2.5, 1.0), AdaptVis(0.4, 2.5, 0.0), Candidates((2.5, 0.4))]
 TOKENS = 2
 
 
@@ -23,7 +23,7 @@ def main(model: Path, adapter: str, rank: int) -> None:
 
     llm = make_llm(model, enable_lora=True, max_lora_rank=rank, max_num_seqs=2)
     outputs = llm.generate(
-        [prompt(0)] * 2,
+        [prompt(0)] * 3,
         [sampling(s, logprobs=1, max_tokens=TOKENS) for s in STEERINGS],
         lora_request=LoRARequest("tiny", 1, adapter),
         use_tqdm=False,
@@ -31,7 +31,9 @@ def main(model: Path, adapter: str, rank: int) -> None:
     found = []
     for output in outputs:
         answer = output.outputs[0]
-        found.append((list(answer.token_ids), answer.logprobs[0][answer.token_ids[0]].logprob))
+        first = answer.logprobs[0][answer.token_ids[0]].logprob
+        candidates = [one["token_id"] for one in output.adaptvis.get("candidates", ())]
+        found.append((list(answer.token_ids), first, candidates))
     print(json.dumps(found))
 
 

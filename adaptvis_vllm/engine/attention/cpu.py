@@ -75,13 +75,15 @@ class CpuLayer:
                 t[rows.sides].reshape(self.keys).to(kv_cache.dtype, copy=True) for t in (key, value)
             ]
             options = options | {"key": own[0], "value": own[1], "first_side": rows.sides.start}
-            slots = metadata.slot_mapping[self.steering.plan.base]
+            choices = len(self.steering.plan.choices)
+            slots = metadata.slot_mapping[self.steering.plan.base[:choices]]
 
             def commit(chosen: torch.Tensor) -> None:
                 kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
                 self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
 
-            self.steering.plan.commits.append(commit)
+            if choices:
+                self.steering.plan.commits.append(commit)
         if compiled():
             tensors = (*rows.tensors(), rows.own)
             kernel.steer_rows(

@@ -92,8 +92,9 @@ class PagedLayer:
 
         plan = self.steering.plan
         if plan.kept is None:
-            plan.kept = self.steering.caches.keep(rows.num_sides)
-            plan.commits.append(plan.kept.commit)
+            plan.kept = self.steering.caches.keep(plan.num_kept)
+            if plan.num_kept:
+                plan.commits.append(plan.kept.commit)
         kept, where = plan.kept.layer(self.line)
         own_rows = (key.view(self.keys), value.view(self.keys))
         return Sides(rows.own, rows.sides.start, *own_rows, kept, where, scale)

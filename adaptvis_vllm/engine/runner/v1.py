@@ -57,17 +57,19 @@ def set_active_loras(
     kind = args[0] if args else kw.get("mapping_type")
     if steering is not None and (kind is None or kind.name == "LANGUAGE"):
 
-        def switch(plan: StepPlan | None) -> None:
-            """To a plan's side rows; with None, back to the batch alone."""
+        def switch(plan: StepPlan | None, rows: slice | None = None) -> None:
+            """To a plan's side rows, and logits of the batch and the first ones; rows: and logits
+            of these alone. With None for a plan, back to the batch."""
             if plan is None:
                 original(self, prompt_lora_mapping, token_lora_mapping, lora_requests)
                 return
             assert plan.base_np is not None
             counts = [len(request.alphas) for request in plan.sides]
             tail = [token_lora_mapping[i] for i in plan.base_np.repeat(counts)]
-            original(
-                self, (*prompt_lora_mapping, *tail), (*token_lora_mapping, *tail), lora_requests
-            )
+            heads = (*prompt_lora_mapping, *tail[: plan.with_batch])
+            if rows is not None:
+                heads = tuple(tail[rows])
+            original(self, heads, (*token_lora_mapping, *tail), lora_requests)
 
         steering.switch_loras = switch
     return original(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kw)

@@ -15,7 +15,7 @@ from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.left_out import LeftOut, status
 from adaptvis_vllm.files.lines import dumps
 from adaptvis_vllm.options import check_apart, engine_options, engine_parser, make_llm
-from adaptvis_vllm.steering.fields import SPANS
+from adaptvis_vllm.steering.fields import CANDIDATES_MAX, SPANS
 from adaptvis_vllm.steering.params import ScalingVis
 from adaptvis_vllm.steering.preset import write_preset
 
@@ -82,7 +82,7 @@ def _engine(args: Namespace) -> Any:
     check_images([*questions, *(q for part in others.values() for q in part)], left_out.add)
     questions = left_out.rest(questions)
     others = {name: left_out.rest(part) for name, part in others.items()}
-    llm = make_llm(args, **_small_blocks(args))
+    llm = make_llm(args, **_small_blocks(args), **_room(args, len(alphas) - 1))
     common: dict[str, Any] = {"max_tokens": args.max_tokens, "chat": args.chat, "progress": True}
     common["left_out"] = left_out
     swept = sweep(
@@ -233,3 +233,15 @@ def _small_blocks(args: Namespace) -> dict[str, Any]:
     if args.block_size is None and current_platform.is_cpu():
         return {"block_size": CPU_BLOCK}
     return {}
+
+
+def _room(args: Namespace, count: int) -> dict[str, Any]:
+    """Engine options with which answers of one token come from one request a question."""
+    from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, OPTION, parse, steered_config
+
+    config = steered_config(args.additional_config, {})
+    if args.max_tokens != 1 or count > CANDIDATES_MAX:
+        return {}
+    held = config.get(OPTION) or {}
+    most = max(count, parse(held)[1])
+    return {"additional_config": {**config, OPTION: {**held, MAX_CANDIDATES: most}}}

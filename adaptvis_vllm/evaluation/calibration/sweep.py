@@ -3,18 +3,24 @@
 The requests of a question follow one another and share its prompt through the prefix cache, so
 each alpha after the first computes only the block that holds the last prompt token, and its own
 answer. Confidences come from the engine itself: of the scaled requests one a measure is sent as
-an adaptive one whose two alphas are the same, which reports it.
+an adaptive one whose two alphas are the same, which reports it. Answers of one token come from one
+request a question, where the engine has room for its candidates: each is a row more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adaptvis_vllm.evaluation.answers import Answer, answer
+from adaptvis_vllm.evaluation.calibration.first_tokens import (
+    FirstTokens,
+    first_tokens,
+    has_room,
+)
 from adaptvis_vllm.evaluation.datasets.question import Question, Scorer
 from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
 from adaptvis_vllm.evaluation.table import PLAIN, SweepTable
@@ -28,8 +34,8 @@ ALPHAS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 4.0)
 @dataclass(frozen=True)
 class Sweep:
     """table: what was found. plain_tokens: computed for the unsteered answers, which is what a
-    plain run of the questions costs; all_tokens: for all answers; both 0 where the answers were
-    not given by an engine here."""
+    plain run of the questions costs; all_tokens: for all answers, rows of candidates among them;
+    both 0 where the answers were not given by an engine here."""
 
     table: SweepTable
     plain_tokens: int = 0
@@ -102,39 +108,92 @@ def sweep(
     ValueError for a question that steering cannot change: one without an image.
     """
     alphas = check_alphas(alphas)
+    options: dict[str, Any] = {
+        "chat": chat,
+        "progress": progress,
+        "refuse": left_out.add if left_out else not_allowed,
+    }
+    if has_room(llm, alphas, max_tokens):
+        found = first_tokens(llm, questions, alphas, layers=layers, span=span, **options)
+        if left_out is not None:
+            questions, found = left_out.answered(questions, found)
+        singles = [one for (one,) in found]
+        for question, one in zip(questions, singles, strict=True):
+            _check_steered(question, bool(one.report["candidates"]), one.report)
+        return Sweep(
+            tabulated(questions, singles, scorer, alphas, layers, span),
+            plain_tokens=sum(one.plain for one in singles),
+            all_tokens=sum(one.plain + one.rows for one in singles),
+        )
     sent = requests(alphas, layers, span)
-    rows = answer(
-        llm,
-        questions,
-        [steering for _, steering in sent],
-        max_tokens=max_tokens,
-        chat=chat,
-        progress=progress,
-        refuse=left_out.add if left_out else not_allowed,
-    )
+    steerings = [steering for _, steering in sent]
+    rows = answer(llm, questions, steerings, max_tokens=max_tokens, **options)
     if left_out is not None:
         questions, rows = left_out.answered(questions, rows)
     kept = [(0, sent[0][0])] + [(i, a) for i, (a, _) in enumerate(sent) if a != PLAIN]
     columns = [i for i, _ in sorted(kept, key=lambda pair: pair[1])]
-    table = SweepTable(
-        ids=[question.id for question in questions],
-        alphas=np.array(alphas),
-        texts=[[row[i].text for i in columns] for row in rows],
-        scores=np.array(
-            [
-                [float(scorer(question, row[i].text)) for i in columns]
-                for question, row in zip(questions, rows, strict=True)
-            ]
-        ).reshape(len(rows), len(columns)),
-        confidences=_confidences(questions, rows, sent),
-        layers=layers,
-        span=span,
+    table = _table(
+        questions,
+        [[row[i].text for i in columns] for row in rows],
+        scorer,
+        alphas,
+        _confidences(questions, rows, sent),
+        layers,
+        span,
     )
     return Sweep(
         table,
         plain_tokens=sum(row[0].computed for row in rows),
         all_tokens=sum(one.computed for row in rows for one in row),
     )
+
+
+def tabulated(
+    questions: Sequence[Question],
+    found: Sequence[FirstTokens],
+    scorer: Scorer,
+    alphas: Sequence[float],
+    layers: str | None,
+    span: str,
+) -> SweepTable:
+    """The table of answers of one token. Of a question without an image, whose answers are all the
+    same, confidences are NaN."""
+    nothing = dict.fromkeys(CONFIDENCES, np.nan)
+    confidences = {
+        kind: np.array([(f.report["confidences"] or nothing)[kind] for f in found], np.float32)
+        for kind in CONFIDENCES
+    }
+    texts = [[one.texts[alpha] for alpha in alphas] for one in found]
+    return _table(questions, texts, scorer, alphas, confidences, layers, span)
+
+
+def _table(
+    questions: Sequence[Question],
+    texts: list[list[str]],
+    scorer: Scorer,
+    alphas: Sequence[float],
+    confidences: dict[str, Any],
+    layers: str | None,
+    span: str,
+) -> SweepTable:
+    scores = [
+        [float(scorer(question, text)) for text in row]
+        for question, row in zip(questions, texts, strict=True)
+    ]
+    return SweepTable(
+        ids=[question.id for question in questions],
+        alphas=np.array(alphas),
+        texts=texts,
+        scores=np.array(scores).reshape(len(texts), len(alphas)),
+        confidences=confidences,
+        layers=layers,
+        span=span,
+    )
+
+
+def _check_steered(question: Question, steered: bool, report: Mapping[str, Any]) -> None:
+    if not steered:
+        raise ValueError(f"question {question.id} is not steered: {report['reason']}")
 
 
 def _confidences(
@@ -148,7 +207,6 @@ def _confidences(
         for (_, steering), found in zip(sent, row, strict=True):
             if steering.mode != "adaptive":
                 continue
-            if not found.report["steered"]:
-                raise ValueError(f"question {question.id} is not steered: {found.report['reason']}")
+            _check_steered(question, found.report["steered"], found.report)
             out[steering.confidence][number] = found.report["confidence"]
     return out

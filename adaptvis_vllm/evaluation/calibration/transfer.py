@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptvis_vllm.evaluation.answers import answer
+from adaptvis_vllm.evaluation.calibration.first_tokens import first_tokens, has_room
 from adaptvis_vllm.evaluation.calibration.selection import Candidate
+from adaptvis_vllm.evaluation.calibration.sweep import tabulated
 from adaptvis_vllm.evaluation.datasets.question import Question, Scorer
 from adaptvis_vllm.evaluation.left_out import LeftOut, not_allowed
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
-from adaptvis_vllm.evaluation.table import SweepTable
+from adaptvis_vllm.evaluation.table import PLAIN, SweepTable
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,31 @@ def transfer(
     left_out: LeftOut | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Answered by the engine. candidates: the base comes first. left_out: as in `sweep`.
+    """Answered by the engine. candidates: the base comes first; all are of one sweep. left_out: as
+    in `sweep`.
 
     options: of `answer`.
     """
     refuse = left_out.add if left_out else not_allowed
+    alphas = _alphas(candidates)
+    if has_room(llm, alphas, options["max_tokens"]):
+        params = next(c.params for c in candidates if c.params.mode != "off")
+        about: Any = (alphas, params.layers, params.span)
+        options = {k: v for k, v in options.items() if k != "max_tokens"}
+        found = first_tokens(
+            llm,
+            questions,
+            alphas,
+            layers=params.layers,
+            span=params.span,
+            refuse=refuse,
+            **options,
+        )
+        if left_out is not None:
+            questions, found = left_out.answered(questions, found)
+        return from_table(
+            tabulated(questions, [one for (one,) in found], scorer, *about), candidates
+        )
     rows = answer(llm, questions, [c.params for c in candidates], refuse=refuse, **options)
     if left_out is not None:
         questions, rows = left_out.answered(questions, rows)
@@ -48,6 +70,15 @@ def transfer(
         [[scorer(q, one.text) for one in row] for q, row in zip(questions, rows, strict=True)]
     )
     return _results(candidates, right.T)
+
+
+def _alphas(candidates: Sequence[Candidate]) -> list[float]:
+    """All that they use, ascending."""
+    used = {PLAIN}
+    for one in candidates:
+        alphas = (one.params.alpha, one.params.alpha_low, one.params.alpha_high)
+        used |= {alpha for alpha in alphas if alpha is not None}
+    return sorted(used)
 
 
 def from_table(table: SweepTable, candidates: Sequence[Candidate]) -> list[Result]:

@@ -86,7 +86,7 @@ def parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet as pq
 
-    from adaptvis_vllm.files.tables import rows_of
+    from adaptvis_vllm.offline.tables import rows_of
 
     try:
         with path.open("rb") as source, pq.ParquetFile(source) as file:

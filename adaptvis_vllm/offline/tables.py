@@ -9,7 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from adaptvis_vllm.files.lines import BadRow, checked_row
+from adaptvis_vllm.steering.fields import CONFIDENCES
 
+CANDIDATE = pa.struct(
+    [
+        ("alpha", pa.float64()),
+        ("token_id", pa.int32()),
+        ("token", pa.string()),
+        ("probability", pa.float64()),
+        ("stop", pa.bool_()),
+    ]
+)
 REPORT = pa.struct(
     [
         ("mode", pa.string()),
@@ -17,6 +27,8 @@ REPORT = pa.struct(
         ("alpha", pa.float64()),
         ("steered", pa.bool_()),
         ("reason", pa.string()),
+        ("candidates", pa.list_(CANDIDATE)),
+        ("confidences", pa.struct([(kind, pa.float64()) for kind in CONFIDENCES])),
     ]
 )
 LOGPROB = pa.struct([("token_id", pa.int32()), ("logprob", pa.float64())])

@@ -1,0 +1,59 @@
+"""Answers of one token under many alphas, from one request a question: its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaptvis_vllm.evaluation.answers import answer
+from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm.evaluation.table import PLAIN
+from adaptvis_vllm.steering.defaults import max_candidates
+from adaptvis_vllm.steering.params import Candidates
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """Of one question. texts: alpha -> answer, `PLAIN`'s among them. report: `report.Report` as a
+    dict. plain: tokens computed for the unsteered answer. rows: rows computed beside them."""
+
+    texts: Mapping[float, str]
+    report: Mapping[str, Any]
+    plain: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.report["candidates"])
+
+
+def has_room(llm: Any, alphas: Sequence[float], max_tokens: int) -> bool:
+    """Whether one request can have all these answers."""
+    count = len(set(alphas) - {PLAIN})
+    return max_tokens == 1 and 1 <= count <= max_candidates(llm.llm_engine.vllm_config)
+
+
+def first_tokens(
+    llm: Any,
+    questions: Sequence[Question],
+    alphas: Sequence[float],
+    *,
+    layers: str | None,
+    span: str,
+    **options: Any,
+) -> list[list[FirstTokens]]:
+    """One of each question, none of one that was refused. alphas: distinct; those that `has_room`
+    allows. options: of `answer`.
+
+    Without an image the answer is the same under every alpha.
+    """
+    others = [alpha for alpha in alphas if alpha != PLAIN]
+    asked = [Candidates(others, layers=layers, span=span)]
+    out: list[list[FirstTokens]] = []
+    for row in answer(llm, questions, asked, max_tokens=1, **options):
+        out.append([])
+        for found in row:
+            texts = dict.fromkeys([PLAIN, *others], found.text)
+            texts |= {c["alpha"]: c["token"] for c in found.report["candidates"]}
+            out[-1].append(FirstTokens(texts, found.report, found.computed))
+    return out
