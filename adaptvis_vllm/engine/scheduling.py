@@ -10,7 +10,7 @@ from typing import Any
 from adaptvis_vllm.engine.compat import steerable_model
 from adaptvis_vllm.steering.defaults import ROWS, max_candidates
 from adaptvis_vllm.steering.fields import CONFIDENCES
-from adaptvis_vllm.steering.params import SteeringParams
+from adaptvis_vllm.steering.params import SteeringParams, completed
 from adaptvis_vllm.steering.report import (
     CARRIER,
     MODE_CANDIDATES,
@@ -95,9 +95,7 @@ def steering_of(request: Any) -> RequestSteering | None:
         return request.adaptvis
     except AttributeError:
         pass
-    params = None
-    if request.sampling_params is not None:
-        params = SteeringParams.from_flat(request.sampling_params.extra_args)
+    params = completed(request.sampling_params)
     request.adaptvis = params and RequestSteering(
         params,
         request.num_prompt_tokens - 1,

@@ -1,14 +1,8 @@
-"""Which rows of a step are steered, for either model runner.
+"""A step's steered rows, for either model runner.
 
 One `Steering` lives in each worker. The runner adapters tell it what is scheduled, where
 the rows lie in the batch, and show it hidden states and logits; the attention wrappers ask
-it for rows.
-
-    SIDES   the chunk that ends the prompt, with more rows behind the batch: row n with
-            alpha_low and with alpha_high. Row n itself is unsteered: C -> one of the two,
-            whose logits, keys and values then take row n's place. Or row n with each of the
-            candidates, whose logits are reported and no more
-    STEER   row n in place, with an alpha that is known: ScalingVis, or resumed
+it for rows. Which requests they are of is `held`'s to know.
 """
 
 from __future__ import annotations
@@ -20,10 +14,9 @@ import numpy as np
 import torch
 
 from adaptvis_vllm.engine import place
-from adaptvis_vllm.engine.plan import HEAD_ROWS, SteeredRequest, StepPlan, StepRows
+from adaptvis_vllm.engine.held import Held
+from adaptvis_vllm.engine.plan import HEAD_ROWS, StepPlan, StepRows
 from adaptvis_vllm.steering import policy
-from adaptvis_vllm.steering.params import SteeringParams
-from adaptvis_vllm.steering.span import image_positions, pack_bits
 
 # Buffers of models, beside their inputs, that hold a row for each token: Qwen3-VL and Cohere
 # Compass, Granite-4 vision, Gemma-3n and Gemma-4. `runner.check` finds models with others.
@@ -47,11 +40,7 @@ class Steering:
         self.layers = frozenset(layers)
         self.num_layers = max(layers, default=-1) + 1
         self.broadcast = broadcast
-        self.requests: dict[str, SteeredRequest] = {}
-        self.pending: dict[str, SteeredRequest] = {}  # row n not yet steered since (re)start
-        self.alpha = torch.ones(64, dtype=torch.float32, device=device)
-        self._free: list[int] = []
-        self._slots_used = 0
+        self.held = Held(self.num_layers, device)
         self.plan: StepPlan | None = None  # read by the attention wrappers
         self.sampling: StepPlan | None = None  # the same plan, between forward and sampling
         self.choosing: StepPlan | None = None  # the same, between forward and logits
@@ -59,96 +48,17 @@ class Steering:
         self.cache_lines: dict[int, int] = {}  # layer index -> line in it
         self.switch_loras: Callable[..., None] | None = None  # see `runner.v1.set_active_loras`
 
-    # -- what is scheduled ------------------------------------------------------------
+    # -- where the step's rows are ----------------------------------------------------
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Take in one `SchedulerOutput` before its forward pass."""
-        for req_id in scheduler_output.finished_req_ids:
-            self._forget(req_id)
-        cached = scheduler_output.scheduled_cached_reqs
-        starts: dict[str, int] = {}
-        for new in scheduler_output.scheduled_new_reqs:
-            self._add(new)
-            starts[new.req_id] = new.num_computed_tokens
-        for req_id in cached.resumed_req_ids:
-            if req_id in self.requests:
-                self.pending[req_id] = self.requests[req_id]
         self.plan = None
-        if not self.pending:
-            return
-        starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        plan = StepPlan()
-        for req_id in [r for r in self.pending if r in scheduler_output.num_scheduled_tokens]:
-            request, start = self.pending[req_id], starts[req_id]
-            end = start + scheduler_output.num_scheduled_tokens[req_id]
-            if start > request.last:
-                # Resumed behind n on its own cached blocks.
-                if not request.steered:
-                    raise RuntimeError(
-                        f"adaptvis: request {req_id} is past its last prompt position "
-                        f"{request.last} without having been steered"
-                    )
-                del self.pending[req_id]
-                continue
-            if end <= request.last:
-                continue
-            plan.starts[req_id] = start
-            plan.behind[req_id] = end - 1 - request.last
-            del self.pending[req_id]
-            request.steered = True
-            if request.has_sides and not request.decided:
-                request.decided = True
-                plan.sides.append(request)
-            elif request.params.steers:
-                plan.steers.append(request)
-        plan.sides.sort(key=lambda request: not request.adaptive)
-        if plan.sides or plan.steers:
-            drafts = scheduler_output.scheduled_spec_decode_tokens
-            plan.drafts = {req_id: len(tokens) for req_id, tokens in drafts.items()}
-            self.plan = plan
+        self.plan = self.held.plan(scheduler_output)
 
     @property
     def extra_rows(self) -> int:
         """Side rows of this step."""
         return 0 if self.plan is None else self.plan.num_sides
-
-    def _add(self, new: Any) -> None:
-        request = self.requests.get(new.req_id)  # known: resumed after a preemption
-        if request is None:
-            params = new.sampling_params and SteeringParams.from_flat(
-                new.sampling_params.extra_args
-            )
-            if not params or params.mode == "off":
-                return
-            words = pack_bits(image_positions(new.mm_features, params.span))
-            if not len(words):
-                return
-            request = SteeredRequest(
-                new.req_id,
-                params,
-                last=new.prompt_len - 1,
-                words=words,
-                layers=params.layer_set(self.num_layers),
-                slot=self._take_slot(),
-            )
-            self.requests[new.req_id] = request
-        self.pending[new.req_id] = request
-
-    def _forget(self, req_id: str) -> None:
-        request = self.requests.pop(req_id, None)
-        if request is not None:
-            self.pending.pop(req_id, None)
-            self._free.append(request.slot)
-
-    def _take_slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if self._slots_used == len(self.alpha):
-            self.alpha = torch.cat([self.alpha, torch.ones_like(self.alpha)])
-        self._slots_used += 1
-        return self._slots_used - 1
-
-    # -- where its rows are -----------------------------------------------------------
 
     def locate(self, index: Mapping[str, int], query_start: np.ndarray) -> None:
         """Place the plan's rows in the batch; before the forward pass.
@@ -163,7 +73,7 @@ class Steering:
             lines = np.array([r.slot for r in given], np.int32)
             alphas = np.array([r.params.alpha for r in given], np.float32)
             packed = self._upload(np.stack([lines, alphas.view(np.int32)]))
-            self.alpha.index_copy_(0, packed[0].long(), packed[1].view(torch.float32))
+            self.held.alpha.index_copy_(0, packed[0].long(), packed[1].view(torch.float32))
         if plan.sides:
             place.sides(plan, index, query_start, self._upload)
         subsets: dict[tuple[bool, ...], StepRows | None] = {}
@@ -175,7 +85,9 @@ class Steering:
             on = {r.req_id: r.layers is None or i in r.layers for r in requests}
             key = tuple(on.values())
             if key not in subsets:
-                subsets[key] = place.rows(plan, on, index, query_start, self.alpha, self._upload)
+                subsets[key] = place.rows(
+                    plan, on, index, query_start, self.held.alpha, self._upload
+                )
             plan.by_layer.append(subsets[key])
         plan.layers_due = sum(rows is not None for rows in plan.by_layer)
 
@@ -300,7 +212,7 @@ class Steering:
             self.broadcast(conf)
         is_high = ~policy.is_low(conf, threshold, decimals)
         alpha = torch.where(is_high, high, low)
-        self.alpha.index_copy_(0, slots.long(), alpha)
+        self.held.alpha.index_copy_(0, slots.long(), alpha)
         return firsts.long() + is_high, torch.cat([conf, alpha]).view(torch.int32)
 
     def _candidates(

@@ -1,4 +1,9 @@
-"""Answer rows with an in-process vLLM engine, its batch kept full, in input order."""
+"""Answer rows with an `LLM` that is there, its batch kept full, in input order.
+
+Unlike `stream`, which loads pictures in threads and replaces an engine that fails: here rows enter
+at the same steps in every run, so that an evaluation computes the same batches each time, and an
+`LLM` whose engine is another process will do.
+"""
 
 from __future__ import annotations
 

@@ -175,6 +175,19 @@ class SteeringParams:
         return frozenset(chosen)
 
 
+def completed(sampling_params: Any) -> SteeringParams | None:
+    """The steering of a request that admission has let in; None if there is none.
+
+    sampling_params: vLLM's. Admission resolved defaults and presets and wrote the result into
+    `extra_args`, complete; the scheduler and every worker read that here, each once a request. So
+    all of them have the same values without telling each other: block hashes in the scheduler and
+    rows in the workers rest on it.
+    """
+    if sampling_params is None:
+        return None
+    return SteeringParams.from_flat(sampling_params.extra_args)
+
+
 def AdaptVis(
     alpha_low: float | None = None,
     alpha_high: float | None = None,

@@ -67,7 +67,7 @@ def _cold_cache(roomy: Any) -> Iterator[None]:
     yield
     steering = runner(roomy).adaptvis
     assert steering.plan is steering.sampling is steering.choosing is None
-    assert set(steering.requests) <= scheduler(roomy).finished_req_ids
+    assert set(steering.held.requests) <= scheduler(roomy).finished_req_ids
 
 
 def alone(engine: Any, item: Any, params: Any) -> Any:

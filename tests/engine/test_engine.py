@@ -41,7 +41,7 @@ def _cold_cache(engine: Any) -> Iterator[None]:
     steering = runner(engine).adaptvis
     assert steering.plan is steering.sampling is None
     # What is finished is forgotten in the next step at the latest.
-    assert set(steering.requests) <= scheduler(engine).finished_req_ids
+    assert set(steering.held.requests) <= scheduler(engine).finished_req_ids
 
 
 def isolated(engine: Any, item: Any, params: Any) -> Any:

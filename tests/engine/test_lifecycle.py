@@ -199,6 +199,6 @@ def test_abort_in_every_phase(engine: Any, mixed: tuple[list[Any], list[Any]]) -
     generate(engine, [prompt(None)], sampling(max_tokens=1))
     generate(engine, [prompt(None)], sampling(max_tokens=1))
     steering = runner(engine).adaptvis
-    assert not steering.requests
-    assert not steering.pending
-    assert len(steering._free) == steering._slots_used
+    assert not steering.held.requests
+    assert not steering.held.pending
+    assert len(steering.held._free) == steering.held._slots_used

@@ -134,7 +134,7 @@ def test_choice_without_waiting(device: str) -> None:
         new_request("b", 30, AdaptVis(0.5, 2.0, 0.0, confidence="entropy", confidence_decimals=2)),
         new_request("c", 20, ScalingVis(1.5, layers="1-2")),
     ]
-    steering.alpha.fill_(float("nan"))
+    steering.held.alpha.fill_(float("nan"))
     chosen = []
     if device == "cuda":
         torch.cuda.synchronize()
@@ -169,7 +169,7 @@ def test_choice_without_waiting(device: str) -> None:
     assert sorted(found) == [(0, 30, 0, 2.0), (40, 40, 0, 0.5)]
     with no_sync(device):
         step(steering, output({"a": 1}, cached={"a": 41}, finished=("b", "c")), logits[:1])
-    assert set(steering.requests) == {"a"}
+    assert set(steering.held.requests) == {"a"}
 
 
 def test_candidates_without_waiting(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_ranks_without_logits_take_part(device: str) -> None:
     done = step(steering, scheduled, None).get_output()
     assert done.sampled is None
     assert done.adaptvis["a"] == (0.25, 2.0)
-    assert steering.alpha[steering.requests["a"].slot] == 2.0
+    assert steering.held.alpha[steering.held.requests["a"].slot] == 2.0
 
 
 def test_side_rows_lie_behind_the_batch(device: str) -> None:
@@ -284,7 +284,7 @@ def test_slots_are_recycled_and_the_table_grows(device: str) -> None:
         found = rows.alpha[rows.slots.long()]
         assert found.tolist() == pytest.approx(alphas.tolist())
         assert rows.rows.tolist() == [20 * i + 19 for i in range(150)]
-        assert steering._slots_used == 150
+        assert steering.held._slots_used == 150
         steering.plan.layers_done = 2
         steering.end_forward()
         steering.end_sampling(SimpleNamespace())
@@ -303,7 +303,7 @@ def test_never_silently_unsteered(device: str) -> None:
     steering.choosing = steering.sampling
     with pytest.raises(RuntimeError, match="without a choice"):
         steering.end_sampling(SimpleNamespace())
-    steering.pending["a"] = steering.requests["a"]
-    steering.requests["a"].steered = False
+    steering.held.pending["a"] = steering.held.requests["a"]
+    steering.held.requests["a"].steered = False
     with pytest.raises(RuntimeError, match="without having been steered"):
         steering.begin_step(output({"a": 1}, cached={"a": 20}))
