@@ -23,7 +23,7 @@ from spatial.batches import Questions, encode  # noqa: E402
 from spatial.evaluation import correct  # noqa: E402
 from spatial.model import load, make_model, make_processor, prompt_of, save  # noqa: E402
 from spatial.scenes import training_scene, usual_relations  # noqa: E402
-from spatial.splits import COUNT, SPLITS, read_split, split_scene  # noqa: E402
+from spatial.splits import COUNT, SPLITS, boxes_of, read_split, split_scene  # noqa: E402
 from spatial.steering import Steered  # noqa: E402
 from spatial.training import Recipe, Run, control_recipe, train  # noqa: E402
 
@@ -65,10 +65,26 @@ def test_the_splits_are_whole_and_balanced() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
+def test_boxes_lie_as_the_answer_says(split: str) -> None:
+    """In the picture, and the subject's middle left of, right of, above or below the other's."""
+    axis = {"left": (0, -1), "right": (0, 1), "on": (1, -1), "under": (1, 1)}
+    for row in read_split(DATA, split):
+        assert len(row["boxes"]) == 2 + row["distractors"]
+        size = Image.open(row["image"]).size
+        middles = {}
+        for name, box in row["boxes"].items():
+            assert all(0 <= box[i] < box[i + 2] <= size[i] for i in (0, 1))
+            middles[name] = [(box[i] + box[i + 2]) / 2 for i in (0, 1)]
+        way, sign = axis[row["answer"]]
+        assert sign * (middles[row["subject"]][way] - middles[row["reference"]][way]) > 0
+
+
+@pytest.mark.parametrize("split", SPLITS)
 def test_the_seed_gives_the_shipped_pictures(split: str) -> None:
     for number, row in enumerate(read_split(DATA, split)[:6]):
         scene = split_scene(split, number)
         assert (scene.question, scene.answer) == (row["question"], row["answer"])
+        assert boxes_of(scene) == row["boxes"]
         assert scene.image.tobytes() == split_scene(split, number).image.tobytes()
         # Another version of Pillow may round an edge differently.
         difference = ImageChops.difference(scene.image, Image.open(row["image"]))

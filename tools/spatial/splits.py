@@ -44,6 +44,17 @@ def row_of(scene: Scene, name: str, image: str) -> dict[str, Any]:
         "reference": scene.reference,
         "familiar": scene.familiar,
         "distractors": scene.distractors,
+        "boxes": boxes_of(scene),
+    }
+
+
+def boxes_of(scene: Scene) -> dict[str, list[float]]:
+    """By name the box that each thing is drawn into: x0, y0, x1, y1 in the picture's pixels, from
+    the back to the front."""
+    sides = scene.image.size * 2
+    return {
+        name: [round(part * side, 1) for part, side in zip(box, sides, strict=True)]
+        for name, box in scene.placed
     }
 
 

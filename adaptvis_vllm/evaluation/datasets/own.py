@@ -170,6 +170,7 @@ def _texts(field: str, value: Any) -> tuple[str, ...]:
 
 
 def groups_of(questions: list[Question]) -> tuple[str, ...]:
-    """Fields that every question has and that have a few different values."""
-    names = [n for n in questions[0].meta if all(n in q.meta for q in questions)]
+    """Fields that every question has and that have a few different values, not objects."""
+    names = [n for n, v in questions[0].meta.items() if not isinstance(v, dict | list)]
+    names = [n for n in names if all(n in q.meta for q in questions)]
     return tuple(n for n in names if 1 < len({str(q.meta[n]) for q in questions}) <= GROUPS_MAX)

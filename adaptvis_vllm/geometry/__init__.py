@@ -1,0 +1,1 @@
+"""Where image positions lie: which picture, which frame, which rectangle of it."""
