@@ -55,6 +55,19 @@ def make(tmp_path: Path) -> Callable[..., Tower]:
     return tower
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tower]:
+    """A family's tower as it is made; one for all tests of the module."""
+    folder, towers = tmp_path_factory.mktemp("plain"), {}
+
+    def tower(name: str) -> Tower:
+        if name not in towers:
+            towers[name] = Tower(FAMILIES[name].make(folder / name))
+        return towers[name]
+
+    return tower
+
+
 def prompt(name: str) -> str:
     return f"USER: {FAMILIES[name].image}\nWhere? ASSISTANT:"
 
@@ -62,8 +75,7 @@ def prompt(name: str) -> str:
 # Settings that are known
 
 
-@pytest.mark.parametrize("size", [WIDE, TALL])
-def test_pan_and_scan_of_gemma3(make: Callable[..., Tower], size: tuple[int, int]) -> None:
+def test_pan_and_scan_of_gemma3(make: Callable[..., Tower]) -> None:
     arguments = {
         "do_pan_and_scan": True,
         "pan_and_scan_min_crop_size": 20,
@@ -71,21 +83,20 @@ def test_pan_and_scan_of_gemma3(make: Callable[..., Tower], size: tuple[int, int
         "pan_and_scan_min_ratio_to_activate": 1.2,
     }
     tower = make("gemma3", arguments=arguments)
-    found = tower.locate(prompt("gemma3"), {"image": Image.fromarray(noise(*size))})
-    assert len(found.boxes) == 16 * (1 + (2 if size == WIDE else 3))
-    assert check_changes(tower, RASTERS["gemma3"], prompt("gemma3"), size) > 3
+    for size, crops in ((WIDE, 2), (TALL, 3), (SQUARE, 0)):
+        found = tower.locate(prompt("gemma3"), {"image": Image.fromarray(noise(*size))})
+        assert len(found.boxes) == 16 * (1 + crops)
+        assert check_changes(tower, RASTERS["gemma3"], prompt("gemma3"), size) > 3
 
 
-@pytest.mark.parametrize("size", [(800, 200), TALL, SQUARE])
-def test_many_tiles_of_onevision_are_interpolated(
-    make: Callable[..., Tower], size: tuple[int, int]
-) -> None:
+def test_many_tiles_of_onevision_are_interpolated(make: Callable[..., Tower]) -> None:
     grid = {"image_grid_pinpoints": [[224, 224], [112, 448], [448, 112]]}
     tower = make("llava-onevision", config=grid, image=grid)
-    found = tower.locate(LLAVA, {"image": Image.fromarray(noise(*size))})
-    tiles = found.boxes[16:]
-    assert (tiles[1:, 0] < tiles[:-1, 2])[tiles[1:, 0] > tiles[:-1, 0]].any()  # neighbours overlap
-    assert check_changes(tower, RASTERS["llava-onevision"], LLAVA, size) > 3
+    for size in ((800, 200), TALL, SQUARE):
+        tiles = tower.locate(LLAVA, {"image": Image.fromarray(noise(*size))}).boxes[16:]
+        overlap = (tiles[1:, 0] < tiles[:-1, 2])[tiles[1:, 0] > tiles[:-1, 0]]  # of neighbours
+        assert overlap.any()
+        assert check_changes(tower, RASTERS["llava-onevision"], LLAVA, size) > 3
 
 
 def test_tiles_that_are_no_whole_number_of_patches(
@@ -147,8 +158,8 @@ def test_a_request_may_ask_for_fewer_pixels(make: Callable[..., Tower]) -> None:
     assert check_changes(tower, RASTERS["qwen2.5-vl"], prompt("qwen2.5-vl"), WIDE) > 2
 
 
-def test_a_picture_is_turned_as_its_exif_says(make: Callable[..., Tower]) -> None:
-    tower = make("pixtral")
+def test_a_picture_is_turned_as_its_exif_says(plain: Callable[[str], Tower]) -> None:
+    tower = plain("pixtral")
     picture = Image.fromarray(noise(*WIDE))
     picture.getexif()[0x0112] = 6
     media = {"image": picture}
@@ -187,22 +198,26 @@ def test_another_architecture() -> None:
     ],
 )
 def test_settings_that_are_not_known(
-    make: Callable[..., Tower], name: str, image: dict[str, Any], words: str
+    plain: Callable[[str], Tower],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    image: dict[str, Any],
+    words: str,
 ) -> None:
-    tower = make(name)
+    tower = plain(name)
     media = {"image": Image.fromarray(noise(*WIDE))}
     features, found = tower.features(prompt(name), media), sizes(tower.info, media)
     locate(tower.info, features, found)
     for option, value in image.items():
-        setattr(tower.info.get_hf_processor().image_processor, option, value)
+        monkeypatch.setattr(tower.info.get_hf_processor().image_processor, option, value)
     with pytest.raises(UnknownGeometry, match=words):
         locate(tower.info, features, found)
 
 
 @pytest.mark.parametrize("name", [name for name in RASTERS if name != "gemma3"])
-def test_the_size_of_another_picture(make: Callable[..., Tower], name: str) -> None:
+def test_the_size_of_another_picture(plain: Callable[[str], Tower], name: str) -> None:
     """A wrong number of boxes is refused; that of Qwen-VL is the same, turned by a quarter."""
-    tower = make(name)
+    tower = plain(name)
     features = tower.features(prompt(name), {"image": Image.fromarray(noise(600, 100))})
     wrong = Size(100, 600) if name.startswith("qwen") else Size(10, 10)
     if name == "llava":  # every picture has the same number: nobody can tell
@@ -213,8 +228,8 @@ def test_the_size_of_another_picture(make: Callable[..., Tower], name: str) -> N
         locate(tower.info, features, {"image": [wrong]})
 
 
-def test_media_without_sizes(make: Callable[..., Tower]) -> None:
-    tower = make("llava")
+def test_media_without_sizes(plain: Callable[[str], Tower]) -> None:
+    tower = plain("llava")
     features = tower.features(LLAVA, {"image": Image.fromarray(noise(*WIDE))})
     with pytest.raises(UnknownGeometry, match="more images than sizes are given of"):
         locate(tower.info, features, {"image": []})
@@ -222,6 +237,14 @@ def test_media_without_sizes(make: Callable[..., Tower]) -> None:
         locate(tower.info, features, {"image": [Size(*WIDE, frames=2)]})
     with pytest.raises(UnknownGeometry, match="named by its uuid alone"):
         sizes(tower.info, {"image": [None]})
+
+
+def test_a_video_of_internvl3(plain: Callable[[str], Tower]) -> None:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    feature = MultiModalFeatureSpec(None, "video", "", PlaceholderRange(3, 36))
+    with pytest.raises(UnknownGeometry, match="videos of InternVLForConditionalGeneration are not"):
+        locate(plain("internvl3").info, [feature], {"video": [Size(90, 70, frames=4)]})
 
 
 def test_embeddings_have_no_boxes(make: Callable[..., Tower]) -> None:
@@ -232,8 +255,8 @@ def test_embeddings_have_no_boxes(make: Callable[..., Tower]) -> None:
         sizes(tower.info, {"image": torch.zeros(1, 16, 64)})
 
 
-def test_a_prompt_without_pictures(make: Callable[..., Tower]) -> None:
-    found = locate(make("llava").info, [], {})
+def test_a_prompt_without_pictures(plain: Callable[[str], Tower]) -> None:
+    found = locate(plain("llava").info, [], {})
     assert found.boxes.shape == (0, 4)
     assert len(found.positions) == len(found.image) == len(found.frame) == 0
 

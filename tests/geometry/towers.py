@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,33 @@ class Tower:
     def __init__(
         self, path: Path, arguments: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        from vllm.config import set_current_vllm_config
         from vllm.engine.arg_utils import EngineArgs
-        from vllm.model_executor.model_loader import get_model
         from vllm.multimodal import MULTIMODAL_REGISTRY
         from vllm.tokenizers import cached_tokenizer_from_config
 
         inspect_models_here()
-
         given = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024} | options
-        config = EngineArgs(str(path), **given).create_engine_config()
-        with set_current_vllm_config(config):
-            self.model = get_model(vllm_config=config)
-        layers = [m for m in self.model.modules() if type(m).__name__ in LAYERS]
+        self.config = EngineArgs(str(path), **given).create_engine_config()
+        self.arguments = dict(arguments or {})
+        self.tokenizer = cached_tokenizer_from_config(self.config.model_config)
+        self.processor = MULTIMODAL_REGISTRY.create_processor(
+            self.config.model_config, tokenizer=self.tokenizer
+        )
+
+    @cached_property
+    def model(self) -> Any:
+        """Loaded by vLLM, within `one_process`."""
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader import get_model
+
+        with set_current_vllm_config(self.config):
+            model = get_model(vllm_config=self.config)
+        layers = [m for m in model.modules() if type(m).__name__ in LAYERS]
         assert layers, "no vision layer is known"
         for layer in layers:
             pair = type(layer).__name__ == "SiglipEncoderLayer"
             layer.forward = _nothing_and_none if pair else _nothing
-        self.config, self.arguments = config, dict(arguments or {})
-        self.tokenizer = cached_tokenizer_from_config(config.model_config)
-        self.processor = MULTIMODAL_REGISTRY.create_processor(
-            config.model_config, tokenizer=self.tokenizer
-        )
+        return model
 
     @property
     def info(self) -> Any:
