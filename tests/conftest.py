@@ -34,7 +34,7 @@ SLOW = {
     *("batch_ray", "serve_ray", "bench", "verify", "doctor_model", "families", "triton_stack"),
     *("calibration_cost", "calibration_models", "spatial", "readme", "video", "bad_rows"),
     *("kernel_aot", "kernel_cpu_build", "kernel_vllm", "kernel_sync"),
-    *("parity", "pictures", "real_runs"),
+    *("parity", "pictures", "real_runs", "boxes", "settings"),
 }
 ENGINES = {"model", "engine", "generated", "url", "client"}  # fixtures
 

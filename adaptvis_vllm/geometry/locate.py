@@ -20,7 +20,7 @@ _KINDS = ("image", "video")  # vLLM's modalities that have boxes
 class Geometry:
     """Where the image positions of a prompt lie, one entry for each, in the prompt's order.
 
-    positions: [P] int32 in the prompt, ascending: those of `span.image_positions`.
+    positions: [P] int32 in the prompt, ascending: those of `steering.span.image_positions`.
     image: [P] int32, which of the prompt's pictures and videos, counted from 0 as they appear.
     frame: [P] int32, of a video the first frame that is in it, of those that the processor was
         given; -1 for a picture and where there is no area.

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from changes import (
+from checkpoints.families import FAMILIES, Family
+from PIL import Image
+from support.changes import (
     RASTERS,
     Raster,
     brighter,
@@ -23,13 +25,11 @@ from changes import (
     noise,
     pixel,
 )
-from family_cases import make_video
-from models.families import FAMILIES, Family
-from PIL import Image
-from towers import Tower, one_process
+from support.family_cases import make_video
+from support.towers import Tower, one_process
 
 from adaptvis_vllm.geometry.locate import locate, sizes
-from adaptvis_vllm.span import image_positions
+from adaptvis_vllm.steering.span import image_positions
 
 SIZES = ((336, 336), (401, 203), (97, 523), (1000, 333), (20, 15))
 VIDEOS = [name for name in RASTERS if FAMILIES[name].video]

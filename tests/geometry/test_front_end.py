@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engine import generate, sampling
-from models.images import make_image
+from checkpoints.images import make_image
+from support.engine import generate, sampling
 
 from adaptvis_vllm.geometry.locate import Geometry, locate, sizes
-from adaptvis_vllm.span import image_positions
+from adaptvis_vllm.steering.span import image_positions
 
 
 def test_a_request_of_an_engine(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from changes import RASTERS, Raster, check_changes, noise
-from family_cases import make_video
-from models.families import FAMILIES
-from models.llava_variants import make_llava_onevision
-from models.weights import edit_json
+from checkpoints.families import FAMILIES
+from checkpoints.llava_variants import make_llava_onevision
+from checkpoints.weights import edit_json
 from PIL import Image
-from towers import Tower, one_process
+from support.changes import RASTERS, Raster, check_changes, noise
+from support.family_cases import make_video
+from support.towers import Tower, one_process
 
 from adaptvis_vllm.geometry.locate import locate, sizes
 from adaptvis_vllm.geometry.model import UnknownGeometry

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from towers import Tower
+
+from support.towers import Tower
 
 
 @dataclass(frozen=True)

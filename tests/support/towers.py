@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from engine import inspect_models_here
 
 from adaptvis_vllm.geometry.locate import Geometry, locate, sizes
+from support.engine import inspect_models_here
 
 LAYERS = {
     "CLIPEncoderLayer",
