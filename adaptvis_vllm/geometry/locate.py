@@ -68,28 +68,28 @@ FAMILIES = {
 }
 
 
-def sizes(info: Any, multi_modal_data: Mapping[str, Any]) -> dict[str, list[Size]]:
+def sizes(items: Mapping[str, Any]) -> dict[str, list[Size]]:
     """Sizes of a prompt's pictures and videos by modality, each in the prompt's order.
 
-    info: vLLM's `BaseProcessingInfo` of the model, its `renderer.get_mm_processor().info`.
-    multi_modal_data: as in vLLM's prompts. UnknownGeometry for embeddings in a picture's place
-    and for what is named by a `uuid` alone.
+    items: vLLM's `MultiModalDataItems`, which `info.parse_mm_data` makes of a prompt's
+    `multi_modal_data`; that turns pictures as their EXIF orientation says. UnknownGeometry for
+    embeddings in a picture's place and for what is named by a `uuid` alone.
     """
     from vllm.multimodal.parse import ImageProcessorItems, VideoProcessorItems
 
     found: dict[str, list[Size]] = {}
-    for kind, items in info.parse_mm_data(dict(multi_modal_data)).items():
+    for kind, group in items.items():
         if kind not in _KINDS:
             continue
-        if not isinstance(items, ImageProcessorItems | VideoProcessorItems):
+        if not isinstance(group, ImageProcessorItems | VideoProcessorItems):
             raise UnknownGeometry(f"embeddings are given, not the {kind}")
         found[kind] = []
-        for number in range(len(items)):
-            item: Any = items.get(number)
+        for number in range(len(group)):
+            item: Any = group.get(number)
             if item is None:
                 raise UnknownGeometry(f"a {kind} is named by its uuid alone")
-            if isinstance(items, ImageProcessorItems):
-                found[kind].append(Size(*items.get_image_size(number)))
+            if isinstance(group, ImageProcessorItems):
+                found[kind].append(Size(*group.get_image_size(number)))
             else:
                 frames = item[0] if isinstance(item, tuple) else item  # without its metadata
                 alone = VideoProcessorItems([frames])
@@ -105,7 +105,8 @@ def locate(
 ) -> Geometry:
     """Boxes of all image positions of a prompt.
 
-    info: as in `sizes`. features: vLLM's `MultiModalFeatureSpec`s of the prompt, in any order;
+    info: vLLM's `BaseProcessingInfo` of the model, its `renderer.get_mm_processor().info`.
+    features: vLLM's `MultiModalFeatureSpec`s of the prompt, in any order;
     their `data` is only looked at where it is there. media: what `sizes` returns.
     arguments: the request's `mm_processor_kwargs`.
 

@@ -20,7 +20,7 @@ def test_a_request_of_an_engine(engine: Any, monkeypatch: pytest.MonkeyPatch) ->
     def process_inputs(*args: Any, **kwargs: Any) -> Any:
         request = original(*args, **kwargs)
         info = renderer.get_mm_processor().info
-        found = locate(info, request.mm_features, sizes(info, media))
+        found = locate(info, request.mm_features, sizes(info.parse_mm_data(media)))
         seen.append((found, image_positions(request.mm_features, "embeddings"), request))
         return request
 

@@ -163,7 +163,7 @@ def test_a_picture_is_turned_as_its_exif_says(plain: Callable[[str], Tower]) -> 
     picture = Image.fromarray(noise(*WIDE))
     picture.getexif()[0x0112] = 6
     media = {"image": picture}
-    assert sizes(tower.info, media) == {"image": [Size(WIDE[1], WIDE[0])]}
+    assert sizes(tower.info.parse_mm_data(media)) == {"image": [Size(WIDE[1], WIDE[0])]}
     assert np.nanmax(tower.locate(prompt("pixtral"), media).boxes, 0)[2:].tolist() == [203, 401]
 
 
@@ -206,7 +206,7 @@ def test_settings_that_are_not_known(
 ) -> None:
     tower = plain(name)
     media = {"image": Image.fromarray(noise(*WIDE))}
-    features, found = tower.features(prompt(name), media), sizes(tower.info, media)
+    features, found = tower.features(prompt(name), media), sizes(tower.info.parse_mm_data(media))
     locate(tower.info, features, found)
     for option, value in image.items():
         monkeypatch.setattr(tower.info.get_hf_processor().image_processor, option, value)
@@ -236,7 +236,7 @@ def test_media_without_sizes(plain: Callable[[str], Tower]) -> None:
     with pytest.raises(UnknownGeometry, match="the size of image 0 is given as 2 frames of"):
         locate(tower.info, features, {"image": [Size(*WIDE, frames=2)]})
     with pytest.raises(UnknownGeometry, match="named by its uuid alone"):
-        sizes(tower.info, {"image": [None]})
+        sizes(tower.info.parse_mm_data({"image": [None]}))
 
 
 def test_a_video_of_internvl3(plain: Callable[[str], Tower]) -> None:
@@ -252,7 +252,7 @@ def test_embeddings_have_no_boxes(make: Callable[..., Tower]) -> None:
 
     tower = make("llava", enable_mm_embeds=True)
     with pytest.raises(UnknownGeometry, match="embeddings are given, not the image"):
-        sizes(tower.info, {"image": torch.zeros(1, 16, 64)})
+        sizes(tower.info.parse_mm_data({"image": torch.zeros(1, 16, 64)}))
 
 
 def test_a_prompt_without_pictures(plain: Callable[[str], Tower]) -> None:

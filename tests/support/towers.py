@@ -88,7 +88,7 @@ class Tower:
 
     def locate(self, prompt: str, media: Mapping[str, Any]) -> Geometry:
         found = self.features(prompt, media)
-        return locate(self.info, found, sizes(self.info, media), self.arguments)
+        return locate(self.info, found, sizes(self.info.parse_mm_data(media)), self.arguments)
 
     def embed(self, prompt: str, media: Mapping[str, Any]) -> npt.NDArray[np.float32]:
         """[P, D]: the embeddings of the prompt's image positions, in its order."""
