@@ -246,6 +246,15 @@ def test_own_questions(tmp_path: Path) -> None:
     assert not exact.scorer(exact.questions[0], "left of it")
 
 
+def test_objects_are_no_groups(tmp_path: Path) -> None:
+    """Boxes of things, which few questions have few different ones of."""
+    rows = [r | {"boxes": {"mug": [n, 0, 9, 9]}} for n, r in enumerate(own_rows())]
+    write_own(tmp_path)
+    benchmark = benchmarks.load(None, str(write_lines(tmp_path / "own.jsonl", rows)))
+    assert benchmark.groups == ("answer", "familiar")
+    assert benchmark.questions[3].meta["boxes"] == {"mug": [3, 0, 9, 9]}
+
+
 def test_a_folder_of_own_questions_has_splits() -> None:
     """`data/spatial`: the files that the repository ships."""
     benchmark = benchmarks.load(None, str(ROOT / "data/spatial"))
