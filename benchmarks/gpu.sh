@@ -60,7 +60,7 @@ three_quarters() {
 
 if [ "${DRY:-0}" = 1 ]; then
     checks=(--questions 16) steps=exact,itself,graphs,cost
-    right=(CPU_ATTN:auto) eager=() fp8=() runners=(v1)
+    right=(CPU_ATTN:bfloat16) eager=() fp8=() runners=(v1)
     llava=(--shape '{"layers": 2, "hidden": 128, "heads": 2, "kv_heads": 2, "vision_layers": 1}')
     qwen=("${llava[@]}") wide=(--width 336)
     size=(--requests 4 --concurrency 4 --rounds 1 --max-tokens 4)

@@ -114,11 +114,20 @@ def make_room(original: Callable[..., Any], self: Any) -> None:
     config, model = self.scheduler_config, self.model_config
     # A configuration is checked again where it is copied.
     if model is not None and steerable_model(model) and not hasattr(config, ROOM):
-        setattr(config, ROOM, max(ROWS, max_candidates(self)) * config.max_num_seqs)
+        setattr(config, ROOM, _side_rows(self) * config.max_num_seqs)
         if config.max_num_scheduled_tokens is None:
             config.max_num_scheduled_tokens = config.max_num_batched_tokens
         config.max_num_batched_tokens += getattr(config, ROOM)
     original(self)
+
+
+def _side_rows(vllm_config: Any) -> int:
+    """Of a request at most. Wrong options are admission's to refuse, in a sentence of its own: here
+    pydantic would put its words around it."""
+    try:
+        return max(ROWS, max_candidates(vllm_config))
+    except ValueError:
+        return ROWS
 
 
 def keep_budget(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:

@@ -5,6 +5,7 @@ behind it: positions or heads first (FlashInfer's and FlashAttention's NHD, and 
 layers' pages between the blocks, and fp8.
 """
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +43,8 @@ def ints(values: list[int], device: str) -> torch.Tensor:
 @pytest.mark.parametrize("cache", ["auto", "fp8_e4m3", "fp8_e5m2"])
 @pytest.mark.parametrize("variant", ["plain", "window", "softcap-sinks"])
 def test_layout(launch, monkeypatch, device, layout, cache, variant) -> None:
-    monkeypatch.setattr("adaptvis_vllm.kernels.gpu.launch.Layer", launch.Layer)
+    compiled = importlib.import_module("adaptvis_vllm.kernels.gpu.launch")
+    monkeypatch.setattr(compiled, "Layer", launch.Layer)
     torch.manual_seed(0)
     dtype = (
         torch.float32

@@ -31,6 +31,7 @@ from support.http_server import (
 from support.waiting import HANG_S
 
 from adaptvis_vllm import SteeringParams
+from adaptvis_vllm.steering.defaults import ROWS, check_candidates
 
 REQUESTS = int(os.environ.get("ADAPTVIS_TEST_FUZZ", "500"))
 CHAT = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "?"}]}
@@ -224,6 +225,7 @@ def _expected(xargs: Any) -> SteeringParams | None:
         params = SteeringParams.from_flat(read, defaults=DEFAULTS)
         assert params is not None
         params.layer_set(LAYERS)
+        check_candidates(params, ROWS, "")
         json.dumps(read, ensure_ascii=False).encode()  # lone surrogates
     except ValueError:
         return None

@@ -213,10 +213,9 @@ def test_gpu_script_runs_dry(tmp_path: Path) -> None:
     logs = {path.name: path.read_text()[-2000:] for path in tmp_path.glob("*.log")}
     assert len(lines) == 4, (lines, done.stderr, logs)
     assert all(": exit 0 after " in line for line in lines), (lines, logs)
-    result = json.loads((tmp_path / "gpu-verify-v1-CPU_ATTN-auto.json").read_text())
+    result = json.loads((tmp_path / "gpu-verify-v1-CPU_ATTN-bfloat16.json").read_text())
     assert result["passed"]
     assert [(c["backend"], c["dtype"]) for c in result["configurations"]] == [
-        ("CPU_ATTN", "float32"),
         ("CPU_ATTN", "bfloat16"),
     ]
     for one in result["configurations"]:
