@@ -204,9 +204,11 @@ def test_random_parameters(url: str) -> None:
             continue
         given = answer.json()["adaptvis"]
         assert given["mode"] == expected.mode, xargs
-        shown = expected.mode != "off" and expected.span != "video"  # the pictures are no videos
+        shown = expected.steers and expected.span != "video"  # the pictures are no videos
         assert given["steered"] == shown, xargs
         steered += given["steered"]
+        if expected.candidates is not None and expected.span != "video":
+            assert [one["alpha"] for one in given["candidates"]] == list(expected.candidates)
         if not shown:
             assert given["alpha"] is None
         elif expected.mode == "scaling":
