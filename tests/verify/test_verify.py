@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from adaptvis_vllm.bench import command as bench
 from adaptvis_vllm.engine.attention import cpu
 from adaptvis_vllm.engine.steps import Steering
 from adaptvis_vllm.reference.model import ReferenceModel
@@ -203,28 +205,46 @@ def test_report() -> None:
     assert "**FAILED**" in text
 
 
-def test_gpu_script_runs_dry(tmp_path: Path) -> None:
-    """`benchmarks/gpu.sh`, small and on a CPU: all its steps, and so the command's."""
-    adaptvis = Path(sys.executable).with_name("adaptvis")
+def gpu_script(folder: Path, **env: str) -> dict[str, str]:
+    """`benchmarks/gpu.sh`: the output of each step, all of which must end well."""
     script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
-    env = os.environ | {"DRY": "1", "ADAPTVIS": str(adaptvis)}
-    done = subprocess.run(["bash", script, tmp_path], env=env, capture_output=True, text=True)
-    lines = (tmp_path / "gpu-summary.txt").read_text().splitlines()
-    logs = {path.name: path.read_text()[-2000:] for path in tmp_path.glob("*.log")}
-    assert len(lines) == 4, (lines, done.stderr, logs)
+    done = subprocess.run(
+        ["bash", script, folder], env=os.environ | env, capture_output=True, text=True
+    )
+    logs = {path.stem: path.read_text() for path in folder.glob("gpu-*.log")}
+    lines = (folder / "gpu-summary.txt").read_text().splitlines()
+    assert len(lines) == len(logs), (lines, done.stderr)
     assert all(": exit 0 after " in line for line in lines), (lines, logs)
+    return logs
+
+
+def test_gpu_script_runs_dry(tmp_path: Path) -> None:
+    """Its checks, small and on a CPU: all of the command's steps."""
+    adaptvis = str(Path(sys.executable).with_name("adaptvis"))
+    assert list(gpu_script(tmp_path, DRY="1", ADAPTVIS=adaptvis, PARTS="right more")) == [
+        "gpu-verify-v1-CPU_ATTN-bfloat16"
+    ]
     result = json.loads((tmp_path / "gpu-verify-v1-CPU_ATTN-bfloat16.json").read_text())
     assert result["passed"]
-    assert [(c["backend"], c["dtype"]) for c in result["configurations"]] == [
-        ("CPU_ATTN", "bfloat16"),
-    ]
-    for one in result["configurations"]:
-        assert {check["step"] for check in one["checks"]} == set(STEPS)
-    for name in ("gpu-llava", "gpu-llava-serve", "gpu-qwen"):
-        systems = {
-            row["system"] for row in json.loads((tmp_path / f"{name}.json").read_text())["rows"]
-        }
-        assert {"vanilla", "adaptive"} <= systems
+    (one,) = result["configurations"]
+    assert (one["backend"], one["dtype"]) == ("CPU_ATTN", "bfloat16")
+    assert {check["step"] for check in one["checks"]} == set(STEPS)
+
+
+def test_benchmarks_of_the_gpu_script(tmp_path: Path) -> None:
+    """They are commands that `adaptvis bench` takes; arrivals come at three quarters of vanilla's
+    rate."""
+    row = {"system": "vanilla", "requests_per_s": 40.0}
+    (tmp_path / "gpu-llava.json").write_text(f"  {json.dumps(row)}\n")
+    logs = gpu_script(tmp_path, ADAPTVIS="echo", PARTS="cost")
+    assert set(logs) == {"gpu-llava", "gpu-llava-serve", "gpu-qwen"}
+    for text in logs.values():
+        command, *words = shlex.split(text)
+        assert command == "bench"
+        settings = bench._settings(bench._parser("").parse_args(words), words)
+        settings.check()
+        assert {"vanilla", "adaptive"} <= set(settings.systems)
+    assert "--rate 30.00" in logs["gpu-llava-serve"]
 
 
 @pytest.mark.parametrize(
