@@ -12,12 +12,7 @@ from adaptvis_vllm.engine import metrics
 from adaptvis_vllm.engine.bounds import check_completed, check_sampling
 from adaptvis_vllm.engine.compat import refuse_config, steerable_model
 from adaptvis_vllm.files.urls import is_remote, reason
-from adaptvis_vllm.steering.defaults import (
-    OPTION,
-    check_candidates,
-    max_candidates,
-    server_defaults,
-)
+from adaptvis_vllm.steering.defaults import OPTION, check_candidates, operator_options
 from adaptvis_vllm.steering.fields import BadParameter, show, word
 from adaptvis_vllm.steering.params import PREFIX, SteeringParams
 
@@ -51,8 +46,7 @@ class Admission:
     def __init__(self, vllm_config: Any) -> None:
         metrics.get()
         self.config = vllm_config
-        self.defaults = server_defaults(vllm_config)
-        self.max_candidates = max_candidates(vllm_config)
+        self.defaults, self.max_candidates = operator_options(vllm_config)
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
         if self.steerable:

@@ -24,10 +24,7 @@ def llava(model: Model, size: Size) -> Boxes:
     class token, where that is kept."""
     view = _cropped(model, size)
     if (view.width, view.height) != (model.square, model.square):
-        raise UnknownGeometry(
-            f"the image processor makes {view.width} x {view.height} pixels, and the vision tower "
-            f"sees {model.square} x {model.square}"
-        )
+        raise model.unlike(f"the image processor makes {view.width} x {view.height} pixels")
     boxes = view.cells(model.patch, model.patch).reshape(-1, 4)
     if model.vision.model_type == "clip_vision_model":
         boxes = np.concatenate((NOWHERE, boxes))
@@ -79,10 +76,7 @@ def llava_onevision(model: Model, size: Size) -> Boxes:
     if size.frames:
         edges = {k: v for k, v in dict(model.processor.video_processor.size).items() if v}
         if edges != {"height": model.square, "width": model.square}:
-            raise UnknownGeometry(
-                f"the video processor's size is {edges}, and the vision tower sees "
-                f"{model.square} x {model.square}"
-            )
+            raise model.unlike(f"the video processor's size is {edges}")
         frame = View.whole(size, model.square, model.square).cells(model.patch, model.patch)
         sides = (math.ceil(side / 2) for side in frame.shape[:2])
         pooled = interpolated(frame, *sides).reshape(-1, 4)
@@ -110,10 +104,7 @@ def _any_resolution(model: Model, size: Size) -> tuple[Boxes, Boxes]:
     crop = model.edges("crop_size") if model.option("do_center_crop") else {}
     sides = {*edges.values(), *crop.values()}
     if not model.option("do_resize") or sides != {side}:
-        raise UnknownGeometry(
-            f"the image processor's size is {edges}, crop_size {crop}, and the vision tower sees "
-            f"{side} x {side}"
-        )
+        raise model.unlike(f"the image processor's size is {edges}, crop_size {crop}")
     pinpoints = [list(point) for point in model.option("image_grid_pinpoints")]
     if pinpoints != [list(point) for point in model.config.image_grid_pinpoints]:
         raise UnknownGeometry("image_grid_pinpoints differ between model and image processor")

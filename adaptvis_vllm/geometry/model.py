@@ -61,30 +61,31 @@ class Model:
     @cached_property
     def square(self) -> int:
         """Width and height in pixels of what the vision tower sees at a time."""
-        sides = self.vision.image_size
-        both = {sides} if isinstance(sides, int) else set(sides)
-        if len(both) > 1:
-            raise UnknownGeometry(f"the vision tower sees {sides}, not a square")
-        return both.pop()
+        return _only(self.vision.image_size, "the vision tower sees {}, not a square")
 
     @cached_property
     def patch(self) -> int:
         """Width and height in pixels of a patch."""
-        sides = self.vision.patch_size
-        both = {sides} if isinstance(sides, int) else set(sides)
-        if len(both) > 1:
-            raise UnknownGeometry(f"patches of {sides} are not square")
-        return both.pop()
+        return _only(self.vision.patch_size, "patches of {} are not square")
 
     def check_stretched(self, name: str = "size") -> None:
         """Pictures, or tiles of them, must be stretched to what the vision tower sees."""
         edges = self.edges(name)
         sides = {edges.get("height"), edges.get("width")}
         if not self.option("do_resize") or sides != {self.square}:
-            raise UnknownGeometry(
-                f"the image processor's {name} is {edges}, and the vision tower sees "
-                f"{self.square} x {self.square}"
-            )
+            raise self.unlike(f"the image processor's {name} is {edges}")
+
+    def unlike(self, made: str) -> UnknownGeometry:
+        """The error where a processor makes other pictures than the vision tower sees."""
+        return UnknownGeometry(f"{made}, and the vision tower sees {self.square} x {self.square}")
+
+
+def _only(sides: Any, other: str) -> int:
+    """The one length of a width and a height; else UnknownGeometry, which says `other`."""
+    both = {sides} if isinstance(sides, int) else set(sides)
+    if len(both) > 1:
+        raise UnknownGeometry(other.format(sides))
+    return both.pop()
 
 
 def shortest_to(size: Size, edge: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from adaptvis_vllm.geometry.model import Model, UnknownGeometry
+from adaptvis_vllm.geometry.model import Model
 from adaptvis_vllm.geometry.views import Boxes, Size, View, split
 
 
@@ -33,10 +33,7 @@ def idefics3(model: Model, size: Size) -> Boxes:
     """[E, 4]: tiles row by row, then the whole view; patches merged by `scale_factor`."""
     edges = model.edges("max_image_size")
     if not model.option("do_resize") or edges != {"longest_edge": model.square}:
-        raise UnknownGeometry(
-            f"the image processor's max_image_size is {edges}, and the vision tower sees "
-            f"{model.square} x {model.square}"
-        )
+        raise model.unlike(f"the image processor's max_image_size is {edges}")
     _, rows, columns = model.info._get_image_feature_grid_size(
         image_width=size.width,
         image_height=size.height,

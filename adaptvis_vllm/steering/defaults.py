@@ -20,15 +20,16 @@ ROWS = 2  # side rows that every request has room for: adaptive steering's
 
 def server_defaults(vllm_config: Any) -> SteeringParams | None:
     """The steering of requests that do not say otherwise; ValueError if wrong."""
-    return _read(vllm_config)[0]
+    return operator_options(vllm_config)[0]
 
 
 def max_candidates(vllm_config: Any) -> int:
     """How many candidates a request may have; ValueError if wrong."""
-    return _read(vllm_config)[1]
+    return operator_options(vllm_config)[1]
 
 
-def _read(vllm_config: Any) -> tuple[SteeringParams | None, int]:
+def operator_options(vllm_config: Any) -> tuple[SteeringParams | None, int]:
+    """Both of the above, read once."""
     values = (vllm_config.additional_config or {}).get(OPTION)
     try:
         return parse({} if values is None else values)

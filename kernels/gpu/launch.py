@@ -218,49 +218,19 @@ def steered_attention(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     block_table: torch.Tensor,
-    rows: torch.Tensor,
-    reqs: torch.Tensor,
-    kv_lens: torch.Tensor,
-    slots: torch.Tensor,
-    alpha: torch.Tensor,
-    span_words: torch.Tensor,
-    span_starts: torch.Tensor,
-    span_lens: torch.Tensor,
     *,
     scale: float,
-    max_kv_len: int,
     window: int = 0,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
-    k_scale: float | torch.Tensor | None = None,
-    v_scale: float | torch.Tensor | None = None,
-    sides: Sides | None = None,
     rule: str = "multiply",
     tile: Tile | None = None,
-    splits: int | None = None,
+    **call: Any,
 ) -> None:
-    """One call of a `Layer`, whose arguments these are."""
-    layer = Layer(
-        key_cache,
-        value_cache,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        sinks=sinks,
-        rule=rule,
-        tile=tile,
-    )
-    layer(
-        out,
-        query,
-        block_table,
-        *(rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens),
-        max_kv_len=max_kv_len,
-        k_scale=k_scale,
-        v_scale=v_scale,
-        sides=sides,
-        splits=splits,
-    )
+    """One call of a `Layer`, whose arguments these are. call: the rest of `Layer.__call__`'s."""
+    options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    layer = Layer(key_cache, value_cache, **options, sinks=sinks, rule=rule, tile=tile)
+    layer(out, query, block_table, **call)
 
 
 def _compiles(device: torch.device) -> bool:

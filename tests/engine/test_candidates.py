@@ -26,6 +26,7 @@ from support.engine import (
     runner,
     sampling,
     scheduler,
+    side_rows_seen,
     tokens,
 )
 from vllm.sampling_params import StructuredOutputsParams
@@ -165,8 +166,7 @@ def test_one_step_with_as_many_tokens_as_without(
     """K rows beside them, computed in pairs by one call a layer; nothing enters the caches."""
     from adaptvis_vllm.engine.attention import cpu
 
-    steering, seen = runner(roomy).adaptvis, []
-    copied, compute = steering.before_forward, cpu.kernel.steer_rows
+    steering, compute = runner(roomy).adaptvis, cpu.kernel.steer_rows
     calls: Counter[str] = Counter()
 
     def steer_rows(*args: Any, **options: Any) -> None:
@@ -174,19 +174,15 @@ def test_one_step_with_as_many_tokens_as_without(
         calls["pairs"] += len(args[12])
         compute(*args, **options)
 
-    def before_forward(*args: Any) -> None:
-        seen.append((steering.plan.num_tokens, steering.extra_rows))
-        copied(*args)
-
     monkeypatch.setattr(cpu.kernel, "steer_rows", steer_rows)
-    monkeypatch.setattr(steering, "before_forward", before_forward)
     item = prompt(0)
-    with counted_steps(roomy) as plain:
+    with counted_steps(roomy) as plain, side_rows_seen(steering) as none:
         generate(roomy, [item], sampling(max_tokens=4, ignore_eos=True))
     assert roomy.reset_prefix_cache()
     assert not calls
+    assert not none
     monkeypatch.setattr(type(steering), "commit", None)  # not called
-    with counted_steps(roomy) as mine:
+    with counted_steps(roomy) as mine, side_rows_seen(steering) as seen:
         generate(roomy, [item], sampling(Candidates(FIVE), max_tokens=4, ignore_eos=True))
     assert [sum(s.values()) for s in mine] == [sum(s.values()) for s in plain]
     layers = steering.num_layers
@@ -196,7 +192,7 @@ def test_one_step_with_as_many_tokens_as_without(
 
 def test_a_full_step_has_room(roomy: Any) -> None:
     """Eight requests of nine candidates beside 64 tokens, which stay the user's."""
-    sched, seen = scheduler(roomy), []
+    sched = scheduler(roomy)
     assert sched.max_num_scheduled_tokens == 64
     assert sched.scheduler_config.max_num_batched_tokens == 64
     assert runner(roomy).max_num_tokens == 64 + ROOM * 8
@@ -205,16 +201,8 @@ def test_a_full_step_has_room(roomy: Any) -> None:
     expected = [alone(roomy, item, params).adaptvis for item in items]
     for item in items:  # then eight tokens are left of each prompt
         generate(roomy, [item], sampling(max_tokens=1))
-    steering = runner(roomy).adaptvis
-    copied = steering.before_forward
-    steering.before_forward = lambda *args: (
-        seen.append((steering.plan.num_tokens, steering.extra_rows)),
-        copied(*args),
-    )
-    try:
+    with side_rows_seen(runner(roomy).adaptvis) as seen:
         found = generate(roomy, items, params)
-    finally:
-        del steering.before_forward
     assert seen == [(64, ROOM * 8)]
     for one, other in zip(found, expected, strict=True):
         assert flat(one.adaptvis) == pytest.approx(flat(other), abs=1e-5)

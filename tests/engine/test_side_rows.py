@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine import close, generate, make_llm, prompt, runner, sampling, scheduler, tokens
+from support.engine import (
+    close,
+    generate,
+    make_llm,
+    prompt,
+    runner,
+    sampling,
+    scheduler,
+    side_rows_seen,
+    tokens,
+)
 
 from adaptvis_vllm import AdaptVis, ScalingVis, SteeringParams
 from adaptvis_vllm.engine.attention import cpu
@@ -113,20 +123,12 @@ def test_a_full_step_has_room(small: Any) -> None:
         assert small.reset_prefix_cache()
         expected += generate(small, [item], params)
     assert small.reset_prefix_cache()
-    sched, extra = scheduler(small), []
+    sched = scheduler(small)
     assert sched.max_num_scheduled_tokens == 64
     assert sched.scheduler_config.max_num_batched_tokens == 64
     assert runner(small).max_num_tokens == 64 + 2 * 8
-    steer = runner(small).adaptvis
-    copied = steer.before_forward
-    steer.before_forward = lambda *args: (
-        extra.append((steer.plan.num_tokens, steer.extra_rows)),
-        copied(*args),
-    )
-    try:
+    with side_rows_seen(runner(small).adaptvis) as extra:
         found = generate(small, items, params)
-    finally:
-        del steer.before_forward
     assert max(extra) > (64, 0)
     for one, other in zip(found, expected, strict=True):
         assert tokens(one) == tokens(other)

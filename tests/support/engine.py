@@ -125,3 +125,18 @@ def counted_steps(llm: Any) -> Iterator[list[dict[str, int]]]:
 def moment(request: Any) -> str:
     """Where a request of the scheduler stands."""
     return "decode" if request.num_output_tokens else "prefill"
+
+
+@contextmanager
+def side_rows_seen(steering: Any) -> Iterator[list[tuple[int, int]]]:
+    """(tokens of the batch, side rows beside them) of each step that goes through the model."""
+    seen: list[tuple[int, int]] = []
+    original = steering.before_forward
+    steering.before_forward = lambda *args: (
+        seen.append((steering.plan.num_tokens, steering.extra_rows)),
+        original(*args),
+    )
+    try:
+        yield seen
+    finally:
+        del steering.before_forward

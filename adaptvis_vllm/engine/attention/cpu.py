@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from adaptvis_vllm.engine.attention.layer import LayerRows
 from adaptvis_vllm.engine.plan import StepRows
 from adaptvis_vllm.kernels import steered_attention_reference
 from adaptvis_vllm.kernels.cpu import build as kernel
@@ -34,20 +35,16 @@ def compiled() -> bool:
     return reason is None
 
 
-class CpuLayer:
+class CpuLayer(LayerRows):
     """The steered rows of one vLLM `Attention` layer. index: its decoder layer index."""
 
     def __init__(self, layer: Any, index: int, steering: Any) -> None:
-        self.layer, self.steering = layer, steering
-        impl = layer.impl
-        self.queries = (-1, impl.num_heads, impl.head_size)
-        self.keys = (-1, impl.num_kv_heads, impl.head_size)
+        super().__init__(layer, steering)
         self.packed = layer.isa == "amx"
-        self.options: dict[str, Any] = {
-            "scale": impl.scale,
-            "window": max(0, impl.sliding_window),
-            "soft_cap": impl.logits_soft_cap or 0.0,
-            "sinks": None if impl.sinks is None else impl.sinks.float().contiguous(),
+        sinks = layer.impl.sinks
+        self.options |= {
+            "window": max(0, layer.impl.sliding_window),
+            "sinks": None if sinks is None else sinks.float().contiguous(),
         }
 
     def recompute(
@@ -75,15 +72,16 @@ class CpuLayer:
                 t[rows.sides].reshape(self.keys).to(kv_cache.dtype, copy=True) for t in (key, value)
             ]
             options = options | {"key": own[0], "value": own[1], "first_side": rows.sides.start}
-            choices = len(self.steering.plan.choices)
-            slots = metadata.slot_mapping[self.steering.plan.base[:choices]]
-
-            def commit(chosen: torch.Tensor) -> None:
-                kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
-                self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
-
+            plan = self.steering.plan
+            choices = len(plan.choices)
             if choices:
-                self.steering.plan.commits.append(commit)
+                slots = metadata.slot_mapping[plan.base[:choices]]
+
+                def commit(chosen: torch.Tensor) -> None:
+                    kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
+                    self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
+
+                plan.commits.append(commit)
         if compiled():
             tensors = (*rows.tensors(), rows.own)
             kernel.steer_rows(

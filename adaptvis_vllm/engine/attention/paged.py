@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from adaptvis_vllm.engine.attention.layer import LayerRows
 from adaptvis_vllm.engine.plan import StepRows
 
 _FP8 = {"fp8": None, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -26,22 +27,14 @@ def caches(layers: Sequence[Any]) -> Any:
     return Caches([_views(layer, layer.kv_cache) for layer in layers])
 
 
-class PagedLayer:
+class PagedLayer(LayerRows):
     """The steered rows of one vLLM `Attention` layer. index: its decoder layer index."""
 
     def __init__(self, layer: Any, index: int, steering: Any) -> None:
-        self.layer, self.steering = layer, steering
-        impl = layer.impl
-        self.queries = (-1, impl.num_heads, impl.head_size)
-        self.keys = (-1, impl.num_kv_heads, impl.head_size)
+        super().__init__(layer, steering)
         self.line = None if steering is None else steering.cache_lines[index]
         self.float8 = layer.kv_cache_dtype in _FP8
-        self.options: dict[str, Any] = {
-            "scale": impl.scale,
-            "window": layer.sliding_window or 0,
-            "soft_cap": impl.logits_soft_cap or 0.0,
-            "sinks": impl.sinks,
-        }
+        self.options |= {"window": layer.sliding_window or 0, "sinks": layer.impl.sinks}
         self.kv_cache: torch.Tensor | None = None  # that of `kernel`
         self.kernel: Any = None
 
@@ -87,7 +80,7 @@ class PagedLayer:
         )
 
     def _sides(self, rows: StepRows, key: torch.Tensor, value: torch.Tensor, scale: Any) -> Any:
-        """`kernels.sides.Sides` of a step."""
+        """`kernels.gpu.sides.Sides` of a step."""
         from adaptvis_vllm.kernels.gpu.sides import Sides
 
         plan = self.steering.plan

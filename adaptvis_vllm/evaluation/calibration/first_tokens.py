@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm.evaluation.left_out import LeftOut
 from adaptvis_vllm.evaluation.table import PLAIN
 from adaptvis_vllm.steering.defaults import max_candidates
 from adaptvis_vllm.steering.params import Candidates
@@ -40,20 +41,22 @@ def first_tokens(
     *,
     layers: str | None,
     span: str,
+    left_out: LeftOut | None,
     **options: Any,
-) -> list[list[FirstTokens]]:
-    """One of each question, none of one that was refused. alphas: distinct; those that `has_room`
-    allows. options: of `answer`.
+) -> tuple[Sequence[Question], list[FirstTokens]]:
+    """The questions that are not left out, and one of each. alphas: distinct; those that
+    `has_room` allows. left_out: as in `sweep`. options: of `answer`.
 
     Without an image the answer is the same under every alpha.
     """
     others = [alpha for alpha in alphas if alpha != PLAIN]
     asked = [Candidates(others, layers=layers, span=span)]
-    out: list[list[FirstTokens]] = []
-    for row in answer(llm, questions, asked, max_tokens=1, **options):
-        out.append([])
-        for found in row:
-            texts = dict.fromkeys([PLAIN, *others], found.text)
-            texts |= {c["alpha"]: c["token"] for c in found.report["candidates"]}
-            out[-1].append(FirstTokens(texts, found.report, found.computed))
-    return out
+    rows = answer(llm, questions, asked, max_tokens=1, **options)
+    if left_out is not None:
+        questions, rows = left_out.answered(questions, rows)
+    out = []
+    for (found,) in rows:
+        texts = dict.fromkeys([PLAIN, *others], found.text)
+        texts |= {c["alpha"]: c["token"] for c in found.report["candidates"]}
+        out.append(FirstTokens(texts, found.report, found.computed))
+    return questions, out

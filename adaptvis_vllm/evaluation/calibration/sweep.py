@@ -114,16 +114,15 @@ def sweep(
         "refuse": left_out.add if left_out else not_allowed,
     }
     if has_room(llm, alphas, max_tokens):
-        found = first_tokens(llm, questions, alphas, layers=layers, span=span, **options)
-        if left_out is not None:
-            questions, found = left_out.answered(questions, found)
-        singles = [one for (one,) in found]
-        for question, one in zip(questions, singles, strict=True):
+        questions, found = first_tokens(
+            llm, questions, alphas, layers=layers, span=span, left_out=left_out, **options
+        )
+        for question, one in zip(questions, found, strict=True):
             _check_steered(question, bool(one.report["candidates"]), one.report)
         return Sweep(
-            tabulated(questions, singles, scorer, alphas, layers, span),
-            plain_tokens=sum(one.plain for one in singles),
-            all_tokens=sum(one.plain + one.rows for one in singles),
+            tabulated(questions, found, scorer, alphas, layers, span),
+            plain_tokens=sum(one.plain for one in found),
+            all_tokens=sum(one.plain + one.rows for one in found),
         )
     sent = requests(alphas, layers, span)
     steerings = [steering for _, steering in sent]

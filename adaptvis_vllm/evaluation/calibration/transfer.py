@@ -35,6 +35,7 @@ def transfer(
     scorer: Scorer,
     candidates: Sequence[Candidate],
     *,
+    max_tokens: int,
     left_out: LeftOut | None = None,
     **options: Any,
 ) -> list[Result]:
@@ -43,27 +44,23 @@ def transfer(
 
     options: of `answer`.
     """
-    refuse = left_out.add if left_out else not_allowed
+    options["refuse"] = left_out.add if left_out else not_allowed
     alphas = _alphas(candidates)
-    if has_room(llm, alphas, options["max_tokens"]):
+    if has_room(llm, alphas, max_tokens):
         params = next(c.params for c in candidates if c.params.mode != "off")
-        about: Any = (alphas, params.layers, params.span)
-        options = {k: v for k, v in options.items() if k != "max_tokens"}
-        found = first_tokens(
+        questions, found = first_tokens(
             llm,
             questions,
             alphas,
             layers=params.layers,
             span=params.span,
-            refuse=refuse,
+            left_out=left_out,
             **options,
         )
-        if left_out is not None:
-            questions, found = left_out.answered(questions, found)
-        return from_table(
-            tabulated(questions, [one for (one,) in found], scorer, *about), candidates
-        )
-    rows = answer(llm, questions, [c.params for c in candidates], refuse=refuse, **options)
+        table = tabulated(questions, found, scorer, alphas, params.layers, params.span)
+        return from_table(table, candidates)
+    settings = [c.params for c in candidates]
+    rows = answer(llm, questions, settings, max_tokens=max_tokens, **options)
     if left_out is not None:
         questions, rows = left_out.answered(questions, rows)
     right = np.array(
