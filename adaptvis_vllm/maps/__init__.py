@@ -1,0 +1,4 @@
+"""Attention maps of one request: what they hold, their files, and pictures of them.
+
+Imports nothing of the package, no torch and no vLLM.
+"""
