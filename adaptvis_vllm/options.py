@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
-from adaptvis_vllm.steering.defaults import MAX_CANDIDATES
+from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, MAX_MAP_BYTES, OPTION, steered_config
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
 from adaptvis_vllm.steering.preset import expand
 
@@ -28,8 +29,12 @@ STEERING = (
     "span",
     "candidates",
     MAX_CANDIDATES,
+    "maps",
+    "maps_tokens",
+    MAX_MAP_BYTES,
 )
-_CANDIDATES = ("candidates", MAX_CANDIDATES)
+_OPTIONS = {"maps": "--map-layers", "maps_tokens": "--map-tokens"}  # --maps is a folder
+_OF_ANSWERS = ("candidates", MAX_CANDIDATES, "maps", "maps_tokens", MAX_MAP_BYTES)
 _HELP = {
     "mode": ", ".join(MODES),
     "preset": f"file of `calibrate`, or {', '.join(PRESETS)}",
@@ -39,6 +44,9 @@ _HELP = {
     "span": f"{', '.join(SPANS)}; default embeddings",
     "candidates": "alphas to report the best first token of, such as 0.5,1.5; no steering",
     MAX_CANDIDATES: "most candidates of a request; default 2",
+    "maps": "layers whose attention maps come with answers, such as 12-20, or all",
+    "maps_tokens": "maps of so many generated tokens too",
+    MAX_MAP_BYTES: "largest maps of a request; default 67108864",
 }
 
 
@@ -105,21 +113,57 @@ def cache_bytes(given: int | None, share: float = 0.25) -> int | None:
 def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") -> None:
     """Add the options named in STEERING, as a group; each is None if it is not given.
 
-    mode: the name of that field's option, None for none, and then none for candidates either.
+    mode: the name of that field's option, None for none, and then none for candidates and maps
+        either.
     """
     group = parser.add_argument_group(title)
     for name in STEERING:
-        option = mode if name == "mode" else "--" + name.replace("_", "-")
-        if option is None or (mode is None and name in _CANDIDATES):
+        option = mode if name == "mode" else _OPTIONS.get(name, "--" + name.replace("_", "-"))
+        if option is None or (mode is None and name in _OF_ANSWERS):
             parser.set_defaults(**{name: None})
         else:
-            group.add_argument(
-                option,
-                dest=name,
-                metavar=name.upper(),
-                type=_TYPES.get(name, str),
-                help=_HELP.get(name),
-            )
+            _add(group, name, option, name)
+
+
+def _add(group: Any, name: str, option: str, dest: str) -> None:
+    group.add_argument(
+        option, dest=dest, metavar=name.upper(), type=_TYPES.get(name, str), help=_HELP.get(name)
+    )
+
+
+_MAPS = ("maps", "maps_tokens", MAX_MAP_BYTES)
+
+
+def map_options(parser: Any, *, folder_alone: bool = False) -> None:
+    """Add --maps, whose value is `map_folder`, and what goes with it.
+
+    folder_alone: `steering_options` has added the rest.
+    """
+    group = parser.add_argument_group("attention maps")
+    group.add_argument(
+        "--maps",
+        dest="map_folder",
+        type=Path,
+        metavar="FOLDER",
+        help="write the attention maps of each row, ID.npz; of all layers unless it is said",
+    )
+    for name in () if folder_alone else _MAPS:
+        _add(group, name, _OPTIONS.get(name, "--max-map-bytes"), name)
+
+
+def mapped_config(args: Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`additional_config` of an engine whose rows have maps, see `steered_config`.
+
+    args: --additional-config and --maps. given: steering options. ValueError for options of maps
+    without a folder for them.
+    """
+    names = [name for name in _OPTIONS if name in given]
+    if names and args.map_folder is None:
+        raise ValueError(f"{_OPTIONS[names[0]]} needs --maps FOLDER")
+    held = (args.additional_config or {}).get(OPTION) or {}
+    if args.map_folder is not None and "maps" not in {*held, *given}:
+        given = {**given, "maps": "all"}
+    return steered_config(args.additional_config, given)
 
 
 def _decimals(text: str) -> int | str:
@@ -134,9 +178,12 @@ _TYPES: dict[str, Any] = {
     "threshold": float,
     "confidence_decimals": _decimals,
     MAX_CANDIDATES: int,
+    "maps_tokens": int,
+    MAX_MAP_BYTES: int,
 }
 
 
 def given_steering(args: Namespace) -> dict[str, Any]:
     """The steering options that were given; a preset file is replaced by what it holds."""
-    return expand({n: getattr(args, n) for n in STEERING if getattr(args, n) is not None})
+    given = {name: getattr(args, name, None) for name in STEERING}
+    return expand({name: value for name, value in given.items() if value is not None})

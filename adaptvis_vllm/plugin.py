@@ -72,8 +72,8 @@ HOOKS: tuple[Hook, ...] = (
     ),
     Hook(
         "vllm.renderers.base:BaseRenderer._process_multimodal",
-        "engine.admission:refuse_placeholders",
-        "HTTP 400 for a picture without a placeholder",
+        "engine.admission:process_pictures",
+        "HTTP 400 for a picture without a placeholder; sizes of pictures for maps",
     ),
     Hook(
         "vllm.renderers.base:processor_cache_from_config",
@@ -87,7 +87,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         "vllm.v1.engine.output_processor:OutputProcessor.add_request",
         "engine.sent_pictures:hand_over",
-        "the same: now they count",
+        "the same: now they count; and maps are expected",
     ),
     *(
         Hook(
@@ -234,9 +234,10 @@ def register() -> None:
         setattr(owner, name, bound(hook, original))
     from vllm.outputs import RequestOutput
 
-    from adaptvis_vllm.engine.delivery import output_report
+    from adaptvis_vllm.engine.delivery import output_maps, output_report
 
     RequestOutput.adaptvis = property(output_report)  # type: ignore[attr-defined]
+    RequestOutput.adaptvis_maps = property(output_maps)  # type: ignore[attr-defined]
     _installed = True
 
 

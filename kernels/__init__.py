@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .gpu.launch import steered_attention
-    from .reference import steered_attention_reference
+    from .reference import attention_weights_reference, steered_attention_reference
 
-__all__ = ["steered_attention", "steered_attention_reference"]
+__all__ = ["attention_weights_reference", "steered_attention", "steered_attention_reference"]
 
 _HOME = {
+    "attention_weights_reference": ".reference",
     "steered_attention": ".gpu.launch",
     "steered_attention_reference": ".reference",
 }

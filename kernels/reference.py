@@ -76,3 +76,61 @@ def _is_image(
     word = torch.where(inside, word + start, 0)
     bits = words[word] if len(words) else torch.zeros_like(position)
     return inside & ((bits >> (position % 32)) & 1).bool()
+
+
+def attention_weights_reference(
+    out: torch.Tensor,  # [N] float16 or wider
+    query: torch.Tensor,  # [num_tokens, num_heads, head_dim]
+    key_cache: torch.Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim]
+    block_table: torch.Tensor,
+    rows: torch.Tensor,  # [E] int32, and so on as in `gpu.weights.attention_weights`
+    reqs: torch.Tensor,
+    kv_lens: torch.Tensor,
+    slots: torch.Tensor,
+    alpha: torch.Tensor,
+    span_words: torch.Tensor,
+    span_starts: torch.Tensor,
+    span_lens: torch.Tensor,
+    own: torch.Tensor,
+    positions: torch.Tensor,
+    pos_starts: torch.Tensor,
+    pos_lens: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    key: torch.Tensor,  # [num_tokens, num_kv_heads, head_dim], as the cache would hold it
+    scale: float,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    k_scale: float | torch.Tensor | None = None,
+    rule: str = "multiply",
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Write the attention weights of each entry's positions, one entry at a time, in `dtype`."""
+    block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
+    for i, offset in enumerate(offsets.tolist()):
+        if offset < 0:
+            continue
+        kv_len, row = int(kv_lens[i]), int(rows[i])
+        position = torch.arange(kv_len, device=query.device)
+        block = block_table[reqs[i], position // block_size].long()
+        k = key_cache[block, position % block_size].to(dtype)
+        if own[i]:
+            k[-1] = key[row].to(dtype)
+        s = scale * torch.einsum("hd,khd->hk", query[row].to(dtype), k.repeat_interleave(group, 1))
+        if k_scale is not None:
+            s = s * k_scale
+        image = _is_image(position, span_words, int(span_starts[i]), int(span_lens[i]))
+        s = torch.where(image, RULES[rule](s, alpha[slots[i]].to(dtype)), s)
+        if soft_cap > 0:
+            s = soft_cap * torch.tanh(s / soft_cap)
+        if window > 0:
+            s[:, : max(kv_len - window, 0)] = -torch.inf
+        if sinks is not None:
+            s = torch.cat([s, sinks.to(dtype)[:, None]], 1)
+        p = torch.softmax(s, 1)[:, :kv_len]
+        listed = positions[pos_starts[i] : pos_starts[i] + pos_lens[i]].long()
+        text = p * ~image
+        rest = [text[:, :1], text[:, 1:].sum(1, keepdim=True)]
+        found = torch.cat([p[:, listed], *rest], 1)
+        out[offset : offset + found.numel()] = found.flatten().to(out.dtype)

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
-from adaptvis_vllm.options import engine_options, engine_parser, given_steering, steering_options
-from adaptvis_vllm.steering.defaults import steered_config
+from adaptvis_vllm.options import (
+    engine_options,
+    engine_parser,
+    given_steering,
+    map_options,
+    mapped_config,
+    steering_options,
+)
 
 
 def main(argv: Sequence[str], doc: str) -> int:
@@ -66,6 +72,7 @@ def _options(parser: ArgumentParser) -> None:
     rows.add_argument("--max-tokens", type=int)
     rows.add_argument("--temperature", type=float)
     steering_options(parser, "steering of rows that do not say otherwise")
+    map_options(parser, folder_alone=True)
 
 
 def _settings(args: Namespace, engine_args: Any) -> Any:
@@ -89,7 +96,7 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
         for k, v in vars(chosen).items()
         if k == "model" or v != getattr(plain, k, None) or (k in SWITCHES and k in said)
     }
-    config = steered_config(engine.get("additional_config"), given_steering(args))
+    config = mapped_config(args, given_steering(args))
     if config:
         engine["additional_config"] = config
     columns = {}
@@ -109,4 +116,5 @@ def _settings(args: Namespace, engine_args: Any) -> Any:
         columns=columns,
         defaults={n: getattr(args, n) for n in fields if getattr(args, n) is not None},
         logprobs=args.logprobs,
+        maps=args.map_folder and str(args.map_folder.resolve()),
     )

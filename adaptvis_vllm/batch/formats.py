@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.maps.folder import MapFolder
 from adaptvis_vllm.offline.engine import VllmEngine
 from adaptvis_vllm.offline.format import Format, RowFormat
 
@@ -17,16 +18,24 @@ def make_engine(
     logprobs: int | None = None,
     defaults: dict[str, Any] | None = None,
     share: float = 0.25,
+    maps: str | None = None,
 ) -> VllmEngine:
-    """kind: "rows" or "openai". The rest as in `VllmEngine` and `RowFormat`."""
-    return VllmEngine(options, partial(_format, kind, Path(folder), logprobs, defaults), share)
+    """kind: "rows" or "openai". maps: a folder. The rest as in `VllmEngine` and `RowFormat`."""
+    make = partial(_format, kind, Path(folder), logprobs, defaults, maps)
+    return VllmEngine(options, make, share)
 
 
 def _format(
-    kind: str, folder: Path, logprobs: int | None, defaults: dict[str, Any] | None, llm: Any
+    kind: str,
+    folder: Path,
+    logprobs: int | None,
+    defaults: dict[str, Any] | None,
+    maps: str | None,
+    llm: Any,
 ) -> Format:
+    map_folder = None if maps is None else MapFolder(maps)
     if kind == "openai":
         from adaptvis_vllm.batch.openai import OpenAIFormat  # loads vLLM's server
 
-        return OpenAIFormat(llm)
-    return RowFormat(llm, folder, logprobs, defaults)
+        return OpenAIFormat(llm, map_folder)
+    return RowFormat(llm, folder, logprobs, defaults, map_folder)

@@ -37,6 +37,7 @@ class Settings:
     columns: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     logprobs: int | None = None
+    maps: str | None = None
     stub: Any = None  # tests: makes another engine
 
     def identity(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Settings:
             self.logprobs,
             self.defaults,
             0.25 / max(1, self.workers),
+            self.maps,
         )
 
 

@@ -19,7 +19,8 @@ from vllm.utils import random_uuid
 from adaptvis_vllm.engine.admission import check_fields
 from adaptvis_vllm.files.lines import check_unicode
 from adaptvis_vllm.files.media import fetch_image
-from adaptvis_vllm.offline.format import media_options
+from adaptvis_vllm.maps.folder import MapFolder
+from adaptvis_vllm.offline.format import check_maps, media_options
 from adaptvis_vllm.offline.schema import row_id_of
 from adaptvis_vllm.offline.stream import Answer, EngineFailed
 from adaptvis_vllm.steering.defaults import server_defaults
@@ -44,11 +45,11 @@ class Chat:
 
 
 class OpenAIFormat:
-    """llm: the engine that answers."""
+    """llm: the engine that answers. maps: as of `RowFormat`."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, maps: MapFolder | None = None) -> None:
         config = llm.llm_engine.vllm_config
-        self.llm = llm
+        self.llm, self.maps = llm, maps
         self.model = config.model_config
         names = self.model.served_model_name
         self.names = [names] if isinstance(names, str) else list(names)
@@ -84,6 +85,7 @@ class OpenAIFormat:
             if wrong:
                 raise VLLMValidationError(f"{name} is not supported in a batch", parameter=name)
         steering = SteeringParams.from_flat(request.vllm_xargs, defaults=self.defaults)
+        check_maps(steering, self.maps)
         messages = [self._with_pictures(m, request) for m in request.messages]
         return Chat(value["custom_id"], request, messages, steering)
 
@@ -159,6 +161,9 @@ class OpenAIFormat:
         report = output.adaptvis
         if report is not None:
             body[CARRIER] = report
+        if output.adaptvis_maps is not None:
+            assert self.maps is not None
+            self.maps.write(prepared.custom_id, output.adaptvis_maps)
         row = self._row(prepared.custom_id, 200, body, None)
         return Answer(row, generated, adaptive_branch(report, prepared.steering))
 

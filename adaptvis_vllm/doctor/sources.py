@@ -130,7 +130,9 @@ def _imports(source: Source, found: Needs) -> None:
                 need(alias.name, node)
         elif isinstance(node, ast.Attribute):
             root, path = _chain(node)
-            if isinstance(root, ast.Name) and root.id in source.imported and path[-1] != MINE:
+            if isinstance(root, ast.Name) and root.id in source.imported:
+                if path[-1].startswith(MINE):
+                    continue
                 target = source.imported[root.id]
                 need(f"{target}{'.' if ':' in target else ':'}{'.'.join(path)}", node)
         elif isinstance(node, ast.Constant) and _TARGET.fullmatch(str(node.value)):
@@ -243,7 +245,7 @@ def attributes_of_others() -> set[str]:
             "which is not installed"
         ) from error
     kinds: list[type] = [torch.Tensor, numpy.ndarray, pydantic.BaseModel]
-    kinds += [Path, argparse.Namespace, FunctionType, datetime, io.BufferedReader]
+    kinds += [Path, argparse.Namespace, FunctionType, datetime, io.BufferedReader, io.BytesIO]
     kinds += [kind for kind in vars(builtins).values() if isinstance(kind, type)]
     instances = [json.JSONDecodeError("", "", 0), msgspec.defstruct("Struct", ())()]
     return {name for one in (*kinds, *instances) for name in dir(one)}

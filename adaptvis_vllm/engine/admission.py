@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 
-from adaptvis_vllm.engine import metrics
+from adaptvis_vllm.engine import mapping, metrics
 from adaptvis_vllm.engine.bounds import check_completed, check_sampling
 from adaptvis_vllm.engine.compat import refuse_config, steerable_model
 from adaptvis_vllm.files.urls import is_remote, reason
@@ -46,7 +46,9 @@ class Admission:
     def __init__(self, vllm_config: Any) -> None:
         metrics.get()
         self.config = vllm_config
-        self.defaults, self.max_candidates = operator_options(vllm_config)
+        options = operator_options(vllm_config)
+        self.defaults, self.max_candidates = options.params, options.max_candidates
+        self.max_map_bytes = options.max_map_bytes
         model_config = vllm_config.model_config
         self.steerable = steerable_model(model_config)
         if self.steerable:
@@ -54,8 +56,11 @@ class Admission:
             if reason:
                 raise ValueError(reason)
             self.num_layers = model_config.get_total_num_hidden_layers()
+            self.num_heads = model_config.hf_text_config.num_attention_heads
             if self.defaults is not None:
                 self.defaults.layer_set(self.num_layers)
+                self.defaults.map_layers(self.num_layers)
+                self._check_drafts(self.defaults, "")
 
     def resolve(
         self, extra_args: Mapping[str, Any] | None, *, resumable: bool = False
@@ -69,7 +74,9 @@ class Admission:
             if params is None or not self.steerable:
                 return params
             params.layer_set(self.num_layers, prefix=PREFIX)
+            params.map_layers(self.num_layers, prefix=PREFIX)
             check_candidates(params, self.max_candidates, PREFIX)
+            self._check_drafts(params, PREFIX)
         except ValueError as error:
             raise refused(error) from None
         if resumable and params.mode != "off":
@@ -82,6 +89,14 @@ class Admission:
             )
         return params
 
+    def _check_drafts(self, params: SteeringParams, prefix: str) -> None:
+        if params.maps_tokens and self.config.speculative_config is not None:
+            raise BadParameter(
+                f"{prefix}maps_tokens must be 0 with speculative decoding, not "
+                f"{params.maps_tokens}: a draft's row is not yet a generated token's",
+                "maps_tokens",
+            )
+
     def check(self, params: Any) -> None:
         """Refused if vLLM's `SamplingParams` ask for what is not possible; pooling passes."""
         if hasattr(params, "extra_args") and hasattr(params, "max_tokens"):
@@ -89,15 +104,37 @@ class Admission:
             with _named():
                 check_sampling(params, self.config)
 
-    def complete(self, params: Any, *, resumable: bool) -> None:
-        """Write the complete steering into a request's own `SamplingParams`."""
-        steering = self.resolve(params.extra_args, resumable=resumable)
+    def complete(self, request: Any, prompt: Any, processor: Callable[[], Any]) -> None:
+        """Write the complete steering into a request's own `SamplingParams`, and prepare its maps.
+
+        prompt, processor: as of `mapping.expect`.
+        """
+        params = request.sampling_params
+        steering = self.resolve(params.extra_args, resumable=request.resumable)
         if steering is not None:
             given = params.extra_args or {}
             others = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
             params.extra_args = others | steering.extra_args()
+            if steering.maps is not None and self.steerable:
+                self._expect_maps(request, prompt, steering, processor)
         with _named():
             check_completed(params, self.config)
+
+    def _expect_maps(
+        self, request: Any, prompt: Any, steering: SteeringParams, processor: Callable[[], Any]
+    ) -> None:
+        try:
+            mapping.expect(
+                request,
+                prompt,
+                steering,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                max_bytes=self.max_map_bytes,
+                processor=processor,
+            )
+        except BadParameter as error:
+            raise refused(error) from None
 
     def refuse_beams(self) -> None:
         """Refused if the defaults steer: they would steer each step of a beam search."""
@@ -211,11 +248,21 @@ async def refuse_media(original: Callable[..., Any], self: Any, *args: Any, **kw
         raise Refused(f"{named}: {reason(error)}", parameter=parameter) from error
 
 
-def refuse_placeholders(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+def process_pictures(
+    original: Callable[..., Any],
+    self: Any,
+    prompt: Any,
+    mm_data: Any,
+    mm_uuids: Any,
+    mm_processor_kwargs: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `BaseRenderer._process_multimodal`: that a prompt lacks a picture's placeholder is no
-    error of the server; vLLM asserts that it does not."""
+    error of the server; vLLM asserts that it does not. Maps want to know the pictures' sizes."""
     try:
-        return original(self, *args, **kwargs)
+        inputs = original(self, prompt, mm_data, mm_uuids, mm_processor_kwargs, *args, **kwargs)
+        return mapping.keep_media(inputs, mm_data, mm_processor_kwargs)
     except (AssertionError, RuntimeError) as error:
         if not str(error).startswith(_NO_PLACEHOLDER):
             raise
@@ -249,9 +296,16 @@ def _refuse_beams(params: SteeringParams | None, field: str) -> None:
         raise refused(BadParameter(message, "mode"))
 
 
-def complete_request(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+def complete_request(
+    original: Callable[..., Any],
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wraps `InputProcessor.process_inputs`: the engine core gets complete parameters."""
-    request = original(self, *args, **kwargs)
+    request = original(self, request_id, prompt, *args, **kwargs)
     if request.sampling_params is not None:
-        self.adaptvis.complete(request.sampling_params, resumable=request.resumable)
+        self.adaptvis.complete(request, prompt, self.renderer.get_mm_processor)
     return request

@@ -1,18 +1,24 @@
-"""Reports on their way out of the engine: with a request's last output, counted."""
+"""Reports and maps on their way out of the engine: with a request's last output, counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from adaptvis_vllm.engine import metrics
+from adaptvis_vllm.engine import mapping, metrics
 from adaptvis_vllm.engine.texts import with_texts
+from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.steering.report import CARRIER
 
 
 def output_report(self: Any) -> dict[str, Any] | None:
     """`RequestOutput.adaptvis`: the report of a finished output, else None."""
     return (self.kv_transfer_params or {}).get(CARRIER)
+
+
+def output_maps(self: Any) -> Maps | None:
+    """`RequestOutput.adaptvis_maps`: of a finished output that asked for maps and has an image."""
+    return (self.kv_transfer_params or {}).get(mapping.CARRIER)
 
 
 def deliver_report(
@@ -28,12 +34,20 @@ def deliver_report(
 ) -> Any:
     """Wraps `RequestState.make_request_output`.
 
-    The report comes with the first token and leaves with the last output, counted.
+    The report comes with the first token, maps come in pieces, and all leave with the last output,
+    counted.
     """
-    if kv_transfer_params and CARRIER in kv_transfer_params:
-        self.adaptvis = kv_transfer_params[CARRIER]
-        rest = {k: v for k, v in kv_transfer_params.items() if k != CARRIER}
-        kv_transfer_params = rest or None
+    rest = dict(kv_transfer_params or {})
+    if CARRIER in rest:
+        self.adaptvis = rest.pop(CARRIER)
+    maps = getattr(self, "adaptvis_maps", None)
+    pieces = rest.pop(mapping.CARRIER, ())
+    if maps is not None:
+        maps.pieces.extend(pieces)
+        if finish_reason is not None:
+            found = maps.maps()
+            rest |= {} if found is None else {mapping.CARRIER: found}
+    kv_transfer_params = rest or None
     arrived = getattr(self, "adaptvis", None)
     if arrived is not None and finish_reason is not None:
         report = {k: v for k, v in arrived.items() if k != "branch"}
@@ -60,7 +74,8 @@ def keep_report(
 
     With n > 1 a choice may end, and report, before another one goes on.
     """
-    report = output_report(self)
+    held = self.kv_transfer_params or {}
     original(self, next_output, *args, **kwargs)
-    if report is not None and output_report(self) is None:
-        self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
+    ours = {k: v for k, v in held.items() if k in (CARRIER, mapping.CARRIER)}
+    if ours and output_report(self) is None:
+        self.kv_transfer_params = {**(self.kv_transfer_params or {}), **ours}

@@ -5,15 +5,19 @@ SIDES   the chunk that ends the prompt, with more rows behind the batch: row n w
         whose logits, keys and values then take row n's place. Or row n with each of the
         candidates, whose logits are reported and no more
 STEER   row n in place, with an alpha that is known: ScalingVis, or resumed
+
+Attention weights of row n, and of the rows of generated tokens, are captured once, whatever
+is computed again after a preemption.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from adaptvis_vllm.engine.plan import SteeredRequest, StepPlan
+from adaptvis_vllm.engine.plan import Captured, SteeredRequest, StepPlan
 from adaptvis_vllm.steering.params import completed
 from adaptvis_vllm.steering.span import image_positions, pack_bits
 
@@ -25,6 +29,7 @@ class Held:
         self.num_layers = num_layers
         self.requests: dict[str, SteeredRequest] = {}
         self.pending: dict[str, SteeredRequest] = {}  # row n not yet steered since (re)start
+        self.following: dict[str, SteeredRequest] = {}  # generated tokens are yet to be captured
         self.alpha = torch.ones(64, dtype=torch.float32, device=device)
         self._free: list[int] = []
         self._slots_used = 0
@@ -41,10 +46,11 @@ class Held:
         for req_id in cached.resumed_req_ids:
             if req_id in self.requests:
                 self.pending[req_id] = self.requests[req_id]
-        if not self.pending:
+        if not (self.pending or self.following):
             return None
         starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         plan = StepPlan()
+        self._follow(plan, scheduler_output.num_scheduled_tokens, starts)
         for req_id in [r for r in self.pending if r in scheduler_output.num_scheduled_tokens]:
             request, start = self.pending[req_id], starts[req_id]
             end = start + scheduler_output.num_scheduled_tokens[req_id]
@@ -63,34 +69,55 @@ class Held:
             plan.behind[req_id] = end - 1 - request.last
             del self.pending[req_id]
             request.steered = True
+            if request.map_layers and request.captured < request.last:
+                self._capture(plan, request, request.last)
             if request.has_sides and not request.decided:
                 request.decided = True
                 plan.sides.append(request)
             elif request.params.steers:
                 plan.steers.append(request)
-        plan.sides.sort(key=lambda request: not request.adaptive)
-        if not (plan.sides or plan.steers):
+        plan.sides.sort(key=lambda request: not request.chooses)
+        if not (plan.sides or plan.steers or plan.captures):
             return None
         drafts = scheduler_output.scheduled_spec_decode_tokens
         plan.drafts = {req_id: len(tokens) for req_id, tokens in drafts.items()}
         return plan
 
+    def _follow(self, plan: StepPlan, scheduled: dict[str, int], starts: dict[str, int]) -> None:
+        """Capture generated tokens' rows that the step computes for the first time."""
+        for req_id in [r for r in self.following if r in scheduled]:
+            request, start = self.following[req_id], starts[req_id]
+            plan.starts[req_id] = start
+            for position in range(max(start, request.captured + 1), start + scheduled[req_id]):
+                if req_id in self.following:
+                    self._capture(plan, request, position)
+
+    def _capture(self, plan: StepPlan, request: SteeredRequest, position: int) -> None:
+        plan.captures.append(Captured(request, position))
+        request.captured = position
+        if position < request.last + request.params.maps_tokens:
+            self.following[request.req_id] = request
+        else:
+            self.following.pop(request.req_id, None)
+
     def _add(self, new: Any) -> None:
         request = self.requests.get(new.req_id)  # known: resumed after a preemption
         if request is None:
             params = completed(new.sampling_params)
-            if not params or params.mode == "off":
+            if not params or (params.mode == "off" and params.maps is None):
                 return
-            words = pack_bits(image_positions(new.mm_features, params.span))
-            if not len(words):
+            positions = image_positions(new.mm_features, params.span)
+            if not len(positions):
                 return
             request = SteeredRequest(
                 new.req_id,
                 params,
                 last=new.prompt_len - 1,
-                words=words,
+                words=pack_bits(positions),
+                positions=positions.astype(np.int32),
                 layers=params.layer_set(self.num_layers),
                 slot=self._take_slot(),
+                map_layers=tuple(params.map_layers(self.num_layers)),
             )
             self.requests[new.req_id] = request
         self.pending[new.req_id] = request
@@ -99,6 +126,7 @@ class Held:
         request = self.requests.pop(req_id, None)
         if request is not None:
             self.pending.pop(req_id, None)
+            self.following.pop(req_id, None)
             self._free.append(request.slot)
 
     def _take_slot(self) -> int:

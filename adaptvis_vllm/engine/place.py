@@ -7,18 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from adaptvis_vllm.engine.plan import SteeredRequest, StepPlan, StepRows
+from adaptvis_vllm.engine.plan import SteeredRequest, StepPlan, StepRows, WeightRows
 from adaptvis_vllm.steering import policy
 
 Upload = Callable[[np.ndarray], torch.Tensor]
 PAIR = 2  # side rows of an entry at most
+ALWAYS_LOW = 2.0  # a threshold above every confidence, where there is one side row
 
 
 def row_n(
     request: SteeredRequest, plan: StepPlan, index: Mapping[str, int], query_start: np.ndarray
 ) -> int:
     """Row of the batch that holds position n of a request."""
-    return int(query_start[index[request.req_id]]) + request.last - plan.starts[request.req_id]
+    return row_of(request, request.last, plan, index, query_start)
+
+
+def row_of(
+    request: SteeredRequest,
+    position: int,
+    plan: StepPlan,
+    index: Mapping[str, int],
+    query_start: np.ndarray,
+) -> int:
+    """Row of the batch that holds a position of a request."""
+    return int(query_start[index[request.req_id]]) + position - plan.starts[request.req_id]
 
 
 def rows(
@@ -106,9 +118,9 @@ def sides(
     )
     floats = np.array(
         [
-            [p.alpha_low for p in params],
-            [p.alpha_high for p in params],
-            [p.threshold for p in params],
+            [r.alphas[0] for r in choices],
+            [r.alphas[-1] for r in choices],
+            [ALWAYS_LOW if p.threshold is None else p.threshold for p in params],
         ],
         np.float32,
     )
@@ -123,3 +135,93 @@ def sides(
     plan.base, plan.lines = where.view(2, -1).long()
     plan.source = source.long()
     plan.policy = table.view(7, -1)
+
+
+def weights(
+    plan: StepPlan,
+    num_layers: int,
+    index: Mapping[str, int],
+    query_start: np.ndarray,
+    upload: Upload,
+) -> None:
+    """Place the plan's captured rows in the batch and their weights in one list.
+
+    Of a captured position its block is [rows, layers, heads, positions + 2], see `Captured`.
+    """
+    first_side: dict[str, int] = {}
+    count = plan.num_tokens
+    for request in plan.sides:
+        first_side[request.req_id] = count
+        count += len(request.alphas)
+    entries: list[tuple[int, int, int, int]] = []  # row, line of the block table, kv_len, own
+    requests: list[SteeredRequest] = []
+    alphas = [1.0]  # line 0: of rows, and in layers, that are not steered
+    offsets: list[np.ndarray] = []  # of each entry [layers]
+    slots: list[np.ndarray] = []
+    size = 0
+    for captured in plan.captures:
+        request, line = captured.request, index[captured.request.req_id]
+        row = row_of(request, captured.position, plan, index, query_start)
+        rows, layers, heads, width = captured.shape(plan.map_heads)
+        captured.start = size
+        on = np.array([request.layers is None or i in request.layers for i in range(num_layers)])
+        for number in range(rows):
+            where = row if number == 0 else first_side[request.req_id] + number - 1
+            entries.append((where, line, captured.position + 1, int(number > 0)))
+            requests.append(request)
+            places = np.full(num_layers, -1, np.int64)
+            step = heads * width
+            places[list(request.map_layers)] = size + step * np.arange(layers)
+            offsets.append(places)
+            size += layers * step
+            slots.append(np.where(on, len(alphas), 0) if number else np.zeros(num_layers))
+            if number:
+                alphas.append(captured.alphas[number - 1])
+    words = [len(r.words) for r in requests]
+    counts = [len(r.positions) for r in requests]
+    table = np.array(
+        [
+            *zip(*entries, strict=True),
+            np.cumsum([0, *words[:-1]]),
+            words,
+            np.cumsum([0, *counts[:-1]]),
+            counts,
+        ],
+        np.int32,
+    )
+    lists = (
+        table.ravel(),
+        np.array(slots, np.int32).T.ravel(),
+        np.array(alphas, np.float32).view(np.int32),
+        *(r.words for r in requests),
+        *(r.positions for r in requests),
+    )
+    packed = upload(np.concatenate(lists))
+    sizes = [table.size, num_layers * len(entries), len(alphas), sum(words), sum(counts)]
+    found, slot_of, alpha, span_words, positions = packed.split(sizes)
+    row, req, kv_len, own, word_starts, word_lens, starts, lens = found.view(8, -1)
+    offset = upload(np.array(offsets, np.int64).T.copy())
+    out = torch.zeros(size, dtype=torch.float16, device=packed.device)
+    plan.weights = out
+    wanted = {i for r in requests for i in r.map_layers}
+    plan.weights_by_layer = [
+        WeightRows(
+            out=out,
+            rows=row,
+            reqs=req,
+            kv_lens=kv_len,
+            slots=slot_of.view(num_layers, -1)[i],
+            alpha=alpha.view(torch.float32),
+            span_words=span_words,
+            span_starts=word_starts,
+            span_lens=word_lens,
+            own=own,
+            positions=positions,
+            pos_starts=starts,
+            pos_lens=lens,
+            offsets=offset[i],
+        )
+        if i in wanted
+        else None
+        for i in range(num_layers)
+    ]

@@ -1,4 +1,4 @@
-"""What one step of a worker holds: its steered requests, and their rows."""
+"""What one step of a worker holds: its requests, their steered rows, and rows that are captured."""
 
 from __future__ import annotations
 
@@ -19,32 +19,41 @@ HEAD_ROWS = 256  # side rows without a choice whose logits are computed at once
 class SteeredRequest:
     """What a worker keeps of a request from its first step to its last.
 
-    Of one with candidates nothing is steered: it is done once its side rows are computed.
+    Of one with candidates nothing is steered: it is done once its side rows are computed. One that
+    is off is here for its maps alone.
     """
 
     req_id: str
     params: SteeringParams
     last: int  # n, the last prompt position
     words: np.ndarray  # [W] int32, bitmap of the image positions
+    positions: np.ndarray  # [P] int32, the same as numbers
     layers: frozenset[int] | None
     slot: int  # its line in the alpha table
     decided: bool = False  # its side rows are computed, and a chosen alpha is in the table
     steered: bool = False
+    map_layers: tuple[int, ...] = ()  # layers whose weights are captured
+    captured: int = -1  # the last position whose weights are
 
     @property
-    def adaptive(self) -> bool:
-        return self.params.mode == "adaptive"
+    def chooses(self) -> bool:
+        """Whether one of its side rows takes row n's place. Maps want an unsteered row n, so that
+        scaling has a side row then, the only one to choose."""
+        mode = self.params.mode
+        return mode == "adaptive" or (mode == "scaling" and bool(self.map_layers))
 
     @property
     def has_sides(self) -> bool:
         """Whether its prompt ends with side rows."""
-        return self.adaptive or self.params.mode == "candidates"
+        return self.chooses or self.params.mode == "candidates"
 
     @property
     def alphas(self) -> tuple[float, ...]:
         """Of its side rows, in their order."""
         if self.params.candidates is not None:
             return self.params.candidates
+        if self.params.alpha is not None:
+            return (self.params.alpha,)
         low, high = self.params.alpha_low, self.params.alpha_high
         assert low is not None
         assert high is not None
@@ -90,11 +99,68 @@ class StepRows:
 
 
 @dataclass
+class Captured:
+    """The rows of one position of a request whose attention weights a step captures.
+
+    Of n, and of a request that chooses, its side rows come behind it.
+    """
+
+    request: SteeredRequest
+    position: int
+    start: int = 0  # of its block in the step's weights
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Of the side rows among the rows."""
+        of_sides = self.request.chooses and self.position == self.request.last
+        return self.request.alphas if of_sides else ()
+
+    def shape(self, heads: int) -> tuple[int, int, int, int]:
+        """[rows, layers, heads, positions + 2] of its block."""
+        request = self.request
+        return 1 + len(self.alphas), len(request.map_layers), heads, len(request.positions) + 2
+
+
+@dataclass
+class WeightRows:
+    """The captured rows of one step in one layer, on the device, as a kernel takes them.
+
+    rows, reqs, kv_lens, slots: [E] int32, alpha: [S] float32, span_words: [W], span_starts,
+    span_lens: [E] int32, as of `StepRows`. own: [E] int32, 1 for a side row. positions: [sum of P]
+    int32; pos_starts, pos_lens: [E] int32. offsets: [E] int64 into out; -1 for a row that is not
+    captured in this layer. out: [N] float16, of all layers and rows of the step.
+    """
+
+    out: torch.Tensor
+    rows: torch.Tensor
+    reqs: torch.Tensor
+    kv_lens: torch.Tensor
+    slots: torch.Tensor
+    alpha: torch.Tensor
+    span_words: torch.Tensor
+    span_starts: torch.Tensor
+    span_lens: torch.Tensor
+    own: torch.Tensor
+    positions: torch.Tensor
+    pos_starts: torch.Tensor
+    pos_lens: torch.Tensor
+    offsets: torch.Tensor
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In the order in which the kernels take them, without out."""
+        return (
+            *(self.rows, self.reqs, self.kv_lens, self.slots, self.alpha),
+            *(self.span_words, self.span_starts, self.span_lens, self.own),
+            *(self.positions, self.pos_starts, self.pos_lens, self.offsets),
+        )
+
+
+@dataclass
 class StepPlan:
-    """One step that holds a steered row, or the end of a prompt that has side rows.
+    """One step that holds a steered row, a captured one, or the end of a prompt that has side rows.
 
     A request in `sides` has rows behind the batch's `num_tokens`: copies of its row n, one with
-    each of its alphas. Nobody but us knows of them. Adaptive requests come first, whose two rows
+    each of its alphas. Nobody but us knows of them. Requests that choose come first, whose rows
     are kept until one is chosen; then those with candidates, whose rows end with their logits.
     """
 
@@ -116,11 +182,15 @@ class StepPlan:
     kept: Any = None  # `kernels.gpu.commit.Kept`, of layers with paged caches
     commits: list[Callable[[torch.Tensor], None]] = field(default_factory=list)
     result: torch.Tensor | None = None  # [result_size] int32 on the host, see `results`
+    captures: list[Captured] = field(default_factory=list)
+    weights_by_layer: list[WeightRows | None] = field(default_factory=list)
+    map_heads: int = 0  # query heads of a rank
+    weights: torch.Tensor | None = None  # [ranks, N] float16, on the host in the end
 
     @property
     def choices(self) -> list[SteeredRequest]:
-        """The adaptive requests of `sides`."""
-        return [r for r in self.sides if r.adaptive]
+        """The requests of `sides` that choose."""
+        return [r for r in self.sides if r.chooses]
 
     @property
     def num_kept(self) -> int:
@@ -156,6 +226,26 @@ class StepPlan:
             found = (bits[first:last], probabilities, measures[:, i])
             out[request.req_id] = tuple(values.tolist() for values in found)
             first = last
+        return out
+
+    def maps(self, results: dict[str, Any]) -> dict[str, list[bytes]]:
+        """By request the captured weights of the step, float16, one piece a position: of n
+        [1 or 2, layers, heads, positions + 2], unsteered and as chosen; of a generated token [1,
+        ..]. Reads `weights`, which must have arrived. results: what `results` returns.
+        """
+        out: dict[str, list[bytes]] = {}
+        if self.weights is None:
+            return out
+        ranks = self.weights.numpy()
+        for captured in self.captures:
+            shape = captured.shape(self.map_heads)
+            block = ranks[:, captured.start : captured.start + int(np.prod(shape))]
+            rows = np.concatenate(block.reshape(len(ranks), *shape), axis=2)
+            request = captured.request
+            if captured.alphas:
+                is_low = results[request.req_id][1] == np.float32(captured.alphas[0])
+                rows = rows[[0, 1 if is_low else len(captured.alphas)]]
+            out.setdefault(request.req_id, []).append(rows.tobytes())
         return out
 
     @property

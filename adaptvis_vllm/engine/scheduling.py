@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptvis_vllm.engine.compat import steerable_model
+from adaptvis_vllm.engine.mapping import CARRIER as MAPS
 from adaptvis_vllm.steering.defaults import ROWS, max_candidates
 from adaptvis_vllm.steering.fields import CONFIDENCES
 from adaptvis_vllm.steering.params import SteeringParams, completed
@@ -36,6 +37,7 @@ class RequestSteering:
     alpha: float | None = None
     candidates: list[dict[str, Any]] = field(default_factory=list)
     confidences: dict[str, float] | None = None
+    maps: list[bytes] = field(default_factory=list)  # pieces that are not yet on their way
 
     @property
     def active(self) -> bool:
@@ -44,6 +46,8 @@ class RequestSteering:
 
     def take(self, result: Sequence[Any], stops: Container[int | None]) -> None:
         """The worker's, see `StepPlan.results`. stops: token ids that end an answer."""
+        if self.params.mode == "scaling":
+            return  # it had no choice, see `SteeredRequest.chooses`
         if self.params.candidates is None:
             self._take_choice(*result)
             return
@@ -83,10 +87,16 @@ class RequestSteering:
         return Report("adaptive", self.confidence, self.alpha, steered=True)
 
     def carried(self, kv_transfer_params: dict[str, Any] | None) -> dict[str, Any]:
-        """vLLM's parameters with the report, on their way to the front end."""
-        report = self.report()
-        carried = {**report.as_dict(), "branch": report.branch(self.params)}
-        return {**(kv_transfer_params or {}), CARRIER: carried}
+        """vLLM's parameters with the report, the first time, and maps that are there, on their way
+        to the front end."""
+        ours: dict[str, Any] = {}
+        if not self.reported:
+            self.reported = True
+            report = self.report()
+            ours[CARRIER] = {**report.as_dict(), "branch": report.branch(self.params)}
+        if self.maps:
+            ours[MAPS], self.maps = self.maps, []
+        return {**(kv_transfer_params or {}), **ours}
 
 
 def steering_of(request: Any) -> RequestSteering | None:
@@ -174,18 +184,20 @@ def exchange_results(
         if steering:
             params = request.sampling_params
             steering.take(result, {params.eos_token_id, *(params.stop_token_ids or ())})
-    silent = {}
+    pieces = getattr(model_runner_output, "adaptvis_maps", {})
+    waiting = {}
     for req_id in scheduler_output.num_scheduled_tokens:
         request = self.requests.get(req_id)
         steering = request and steering_of(request)
-        if steering and not steering.reported:
-            silent[req_id] = steering
+        if steering:
+            steering.maps += pieces.get(req_id, ())
+            if steering.maps or not steering.reported:
+                waiting[req_id] = steering
     results = original(self, scheduler_output, model_runner_output)
-    if silent:
+    if waiting:
         for outputs in results.values():
             for output in outputs.outputs:
-                steering = silent.get(output.request_id)
+                steering = waiting.get(output.request_id)
                 if steering is not None and output.new_token_ids:
-                    steering.reported = True
                     output.kv_transfer_params = steering.carried(output.kv_transfer_params)
     return results

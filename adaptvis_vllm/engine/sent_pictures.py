@@ -19,6 +19,8 @@ from vllm.multimodal.cache import LruKeyReplicatedSenderCache
 from vllm.multimodal.cache.base import MultiModalProcessorCacheItemMetadata
 from vllm.utils.cache import CacheInfo
 
+from adaptvis_vllm.engine.mapping import collected
+
 
 class SentPictures(LruKeyReplicatedSenderCache):
     """Takes the place of vLLM's sender cache of the same kind.
@@ -134,8 +136,11 @@ def hand_over(
     original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
 ) -> None:
     """Wraps `OutputProcessor.add_request`: the engine core's is the next thing that is called,
-    and nothing refuses the request in between."""
+    and nothing refuses the request in between. Its maps are expected from now on."""
     original(self, request, *args, **kwargs)
+    state = self.request_states.get(request.request_id)
+    if state is not None:
+        state.adaptvis_maps = collected(request)
     sent = getattr(self, "adaptvis_sent", None)
     if request.mm_features and isinstance(sent, SentPictures):
         sent.handed_over(request.mm_features)

@@ -28,6 +28,8 @@ class Steering:
 
     device: of the model. layers: decoder layer indices that can be steered.
     broadcast: sends a tensor from tensor-parallel rank 0 to all, in place; None for one rank.
+    gather: [N] -> [ranks, N] of all tensor-parallel ranks; None for one. num_heads: query heads of
+    this rank.
     """
 
     def __init__(
@@ -35,11 +37,14 @@ class Steering:
         device: torch.device,
         layers: Sequence[int],
         broadcast: Callable[[torch.Tensor], Any] | None = None,
+        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        num_heads: int = 0,
     ) -> None:
         self.device = device
         self.layers = frozenset(layers)
         self.num_layers = max(layers, default=-1) + 1
-        self.broadcast = broadcast
+        self.broadcast, self.gather = broadcast, gather
+        self.num_heads = num_heads
         self.held = Held(self.num_layers, device)
         self.plan: StepPlan | None = None  # read by the attention wrappers
         self.sampling: StepPlan | None = None  # the same plan, between forward and sampling
@@ -68,7 +73,7 @@ class Steering:
         plan = self.plan
         assert plan is not None
         plan.num_tokens = int(query_start[-1])
-        given = [r for r in plan.steers if not r.adaptive]
+        given = [r for r in plan.steers if not r.chooses]
         if given:
             lines = np.array([r.slot for r in given], np.int32)
             alphas = np.array([r.params.alpha for r in given], np.float32)
@@ -89,7 +94,12 @@ class Steering:
                     plan, on, index, query_start, self.held.alpha, self._upload
                 )
             plan.by_layer.append(subsets[key])
-        plan.layers_due = sum(rows is not None for rows in plan.by_layer)
+        plan.weights_by_layer = [None] * self.num_layers
+        if plan.captures:
+            plan.map_heads = self.num_heads
+            place.weights(plan, self.num_layers, index, query_start, self._upload)
+        due = zip(plan.by_layer, plan.weights_by_layer, strict=True)
+        plan.layers_due = sum(any(rows) for rows in due)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         """To the device, without waiting for it."""
@@ -148,6 +158,10 @@ class Steering:
                 f"adaptvis: {plan.layers_done} of {plan.layers_due} layers were steered; the "
                 "forward pass ran without its attention layers (a CUDA graph, or a skipped hook)"
             )
+        if plan is not None and plan.weights is not None:
+            ranks = plan.weights[None] if self.gather is None else self.gather(plan.weights)
+            plan.weights = self._to_host(ranks)
+            plan.weights_by_layer.clear()
 
     # -- logits, report ---------------------------------------------------------------
 
@@ -180,12 +194,15 @@ class Steering:
         if self.switch_loras is not None:
             self.switch_loras(None)
         plan.hidden = None
-        result = torch.cat(found)
-        plan.result = result
-        if self.device.type != "cpu":
-            plan.result = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-            plan.result.copy_(result, non_blocking=True)
+        plan.result = self._to_host(torch.cat(found))
         return None if logits is None else logits[:count]
+
+    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Without waiting for it."""
+        if self.device.type == "cpu":
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
 
     def commit(self, plan: StepPlan, chosen: torch.Tensor) -> None:
         """Keys and values of the chosen side rows ([choices] int64, from 0) into the caches."""
@@ -243,7 +260,7 @@ class Steering:
         return torch.cat([*tokens, torch.cat([*probabilities, measures]).view(torch.int32)])
 
     def end_sampling(self, output: Any) -> Any:
-        """Hang confidences, alphas and candidates on the runner's output; returns it.
+        """Hang confidences, alphas, candidates and maps on the runner's output; returns it.
 
         They are read on the host only after `get_output` of an asynchronous output has
         waited for the sampled tokens, which were copied after them.
@@ -252,11 +269,12 @@ class Steering:
         if self.choosing is not None:
             self.choosing = None
             raise RuntimeError("adaptvis: a step was sampled without a choice of its side rows")
-        if plan is None or plan.result is None:
+        if plan is None or (plan.result is None and plan.weights is None):
             return output
 
         def attach(done: Any) -> Any:
-            done.adaptvis = plan.results()
+            done.adaptvis = {} if plan.result is None else plan.results()
+            done.adaptvis_maps = plan.maps(done.adaptvis)
             return done
 
         get_output = getattr(output, "get_output", None)

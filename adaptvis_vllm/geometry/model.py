@@ -45,7 +45,8 @@ class Model:
         """What the image processor is called with: the processor's own (InternVL's asks for
         tiles, whatever the image processor's file says), the engine's, the request's."""
         merged = self.info._merge_and_resolve_mm_processor_kwargs(self.arguments)
-        defaults = getattr(self.processor.valid_processor_kwargs, "_defaults", {})
+        known = getattr(self.processor, "valid_processor_kwargs", None)
+        defaults = getattr(known, "_defaults", {})
         return {**defaults.get("images_kwargs", {}), **merged, **merged.get("images_kwargs", {})}
 
     def option(self, name: str) -> Any:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-if TYPE_CHECKING:
-    from adaptvis_vllm.maps.maps import Maps
-
 SIDE = 512  # pixels of the longer side of the raster that a map is painted on
 _OPACITY = 0.6
-_HEAT = {"black": "#00007f", "mid": "#ff3000", "white": "#ffff80"}
-_SIGNED = {"black": "#2040ff", "mid": "#ffffff", "white": "#ff2020"}
+_HEAT: dict[str, Any] = {"black": "#00007f", "mid": "#ff3000", "white": "#ffff80"}
+_SIGNED: dict[str, Any] = {"black": "#2040ff", "mid": "#ffffff", "white": "#ff2020"}
 
 
 def overlay(
-    maps: Maps,
+    maps: Any,
     picture: Image.Image,
     layer: int | None = None,
     *,
@@ -27,7 +24,7 @@ def overlay(
     image: int = 0,
     frame: int | None = None,
 ) -> Image.Image:
-    """See `Maps.overlay`."""
+    """See `Maps.overlay`; maps: a `Maps`, here and below."""
     weights = chosen(maps, layer, which, head)
     raster = density(maps, weights, picture.size, image, frame)
     signed = which == "difference"
@@ -43,7 +40,7 @@ def overlay(
     return Image.composite(colours.resize(size, smooth), base, mask.resize(size, smooth))
 
 
-def chosen(maps: Maps, layer: int | None, which: str, head: int | None) -> npt.NDArray[np.float32]:
+def chosen(maps: Any, layer: int | None, which: str, head: int | None) -> npt.NDArray[np.float32]:
     """[P] float32: of one layer and head, or means; ValueError for one that there is not."""
     values = maps.weights(which)
     values = values.mean(0) if layer is None else values[maps.line(layer)]
@@ -55,7 +52,7 @@ def chosen(maps: Maps, layer: int | None, which: str, head: int | None) -> npt.N
 
 
 def density(
-    maps: Maps,
+    maps: Any,
     weights: npt.NDArray[Any],
     size: tuple[int, int],
     image: int = 0,
@@ -72,7 +69,9 @@ def density(
     if frame is not None:
         on &= maps.frame == frame
     if not on.any():
-        raise ValueError(f"there is no map of picture {image}" + f", frame {frame}" * bool(frame))
+        raise ValueError(
+            f"there is no map of picture {image}" + ("" if frame is None else f", frame {frame}")
+        )
     scale = min(1.0, SIDE / max(size))
     width, height = (max(1, round(edge * scale)) for edge in size)
     per_pixel = np.array([width / size[0], height / size[1]] * 2)

@@ -8,9 +8,17 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from adaptvis_vllm.files.lines import read_lines
+from adaptvis_vllm.maps.folder import MapFolder
 from adaptvis_vllm.offline.files import check_files, file_options, write
 from adaptvis_vllm.offline.runner import RowRunner
-from adaptvis_vllm.options import engine_options, engine_parser, make_llm
+from adaptvis_vllm.options import (
+    engine_options,
+    engine_parser,
+    given_steering,
+    make_llm,
+    map_options,
+    mapped_config,
+)
 
 
 def main(argv: Sequence[str], doc: str) -> int:
@@ -36,10 +44,14 @@ def main(argv: Sequence[str], doc: str) -> int:
         "CPU runs in Triton's interpreter.",
     )
     file_options(parser)
+    map_options(parser)
     engine_options(parser)
     args = parser.parse_args(argv)
     check_files(args)
-    runner = RowRunner(make_llm(args), args.input.parent, args.logprobs)
+    config = mapped_config(args, given_steering(args))
+    maps = args.map_folder and MapFolder(args.map_folder)
+    llm = make_llm(args, additional_config=config)
+    runner = RowRunner(llm, args.input.parent, args.logprobs, maps)
     return write(args, runner.run(read_lines(args.input)))
 
 

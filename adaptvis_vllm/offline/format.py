@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adaptvis_vllm.files.media import decode_video
+from adaptvis_vllm.maps.folder import MapFolder
 from adaptvis_vllm.offline.schema import TEXTS, Row, output_row, parse_row, row_id_of, sentence
 from adaptvis_vllm.offline.stream import Answer
 from adaptvis_vllm.steering.defaults import server_defaults
+from adaptvis_vllm.steering.fields import BadParameter
+from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.report import adaptive_branch
 
 
@@ -25,7 +28,9 @@ class Format(Protocol):
 class RowFormat:
     """llm: vLLM `LLM` (this package's plugin loaded). folder: what image paths are relative to.
 
-    logprobs: how many to report per token, None for none. fields: for rows that lack them.
+    logprobs: how many to report per token, None for none. fields: for rows that lack them. maps:
+    where rows' attention maps go; True where the caller takes them from the outputs; without either
+    a row that asks for maps is refused.
     """
 
     def __init__(
@@ -34,12 +39,14 @@ class RowFormat:
         folder: Path,
         logprobs: int | None = None,
         fields: Mapping[str, Any] | None = None,
+        maps: MapFolder | bool | None = None,
     ) -> None:
         config = llm.llm_engine.vllm_config
         self.llm = llm
         self.folder = folder
         self.logprobs = logprobs
         self.fields = fields or {}
+        self.maps = maps
         self.model_config = config.model_config
         self.defaults = server_defaults(config)
         self.media = media_options(config.model_config)
@@ -47,7 +54,9 @@ class RowFormat:
     def prepare(self, value: Any) -> Row:
         if isinstance(value, dict):
             value = with_defaults(value, self.fields)
-        return parse_row(value, self.folder, self.defaults, self.media.get("image"))
+        row = parse_row(value, self.folder, self.defaults, self.media.get("image"))
+        check_maps(row.steering or self.defaults, self.maps)
+        return row
 
     def enqueue(self, prepared: Row) -> str:
         """Queue one row; returns the id that its output will carry."""
@@ -72,8 +81,14 @@ class RowFormat:
         # vLLM returns "NUMBER-RANDOM" here and calls the output by NUMBER.
         return internal.partition("-")[0]
 
+    def row(self, row_id: Any, output: Any) -> dict[str, Any]:
+        """The output row of a finished vLLM `RequestOutput`; its maps are written."""
+        if output.adaptvis_maps is not None and isinstance(self.maps, MapFolder):
+            self.maps.write(row_id, output.adaptvis_maps)
+        return output_row(row_id, output, logprobs=self.logprobs is not None)
+
     def answer(self, prepared: Row, output: Any) -> Answer:
-        row = output_row(prepared.id, output, logprobs=self.logprobs is not None)
+        row = self.row(prepared.id, output)
         steering = prepared.steering or self.defaults
         return Answer(row, len(row["token_ids"]), adaptive_branch(row["adaptvis"], steering))
 
@@ -99,6 +114,12 @@ def media_options(model_config: Any) -> dict[str, Any]:
     """An engine's `media_io_kwargs`, by modality."""
     about = model_config.multimodal_config
     return dict(about.media_io_kwargs or {}) if about else {}
+
+
+def check_maps(steering: SteeringParams | None, maps: MapFolder | bool | None) -> None:
+    """BadParameter for maps that would be lost."""
+    if steering is not None and steering.maps is not None and not maps:
+        raise BadParameter("adaptvis maps must be left out here, or --maps FOLDER given", "maps")
 
 
 def given_up(output: Any) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from adaptvis_vllm.maps.folder import MapFolder
 from adaptvis_vllm.offline.format import RowFormat, given_up
 from adaptvis_vllm.offline.schema import output_row, row_id_of, sentence
 
@@ -18,13 +19,19 @@ from adaptvis_vllm.offline.schema import output_row, row_id_of, sentence
 class RowRunner:
     """Feeds rows to an `LLM` as it has room and yields output rows in input order.
 
-    llm, folder, logprobs: as of `RowFormat`. Memory is bounded by a window of twice the engine's
-    `max_num_seqs`, whatever the input's length.
+    llm, folder, logprobs, maps: as of `RowFormat`. Memory is bounded by a window of twice the
+    engine's `max_num_seqs`, whatever the input's length.
     """
 
-    def __init__(self, llm: Any, folder: Path, logprobs: int | None = None) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        folder: Path,
+        logprobs: int | None = None,
+        maps: MapFolder | bool | None = None,
+    ) -> None:
         self.llm = llm
-        self.format = RowFormat(llm, folder, logprobs)
+        self.format = RowFormat(llm, folder, logprobs, maps=maps)
         self.window = 2 * llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def run(self, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -33,7 +40,7 @@ class RowRunner:
             if isinstance(result, str):
                 yield output_row(row_id, error=result)
             else:
-                yield output_row(row_id, result, logprobs=self.format.logprobs is not None)
+                yield self.format.row(row_id, result)
 
     def outputs(self, values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """The same as (row id, finished vLLM `RequestOutput`, or why there is none)."""

@@ -1,38 +1,53 @@
-"""The report in OpenAI responses: top-level field `adaptvis`.
+"""The report in OpenAI responses, top-level field `adaptvis`, and attention maps, `adaptvis_maps`.
 
-Of a completion with several prompts it is a list in their order. In a stream it is in the
-chunk that carries the finish reason.
+Of a completion with several prompts each is a list in their order. In a stream they are in the
+chunk that carries the finish reason. Maps are base64 text of what `Maps.to_bytes` makes.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from adaptvis_vllm.engine.mapping import CARRIER as MAPS
 from adaptvis_vllm.steering.report import CARRIER
+
+_OURS = (CARRIER, MAPS)
+
+
+def _found(result: Any) -> dict[str, Any]:
+    """Our fields of a response, from one vLLM `RequestOutput`."""
+    found = {}
+    if result.adaptvis is not None:
+        found[CARRIER] = result.adaptvis
+    if result.adaptvis_maps is not None:
+        found[MAPS] = base64.b64encode(result.adaptvis_maps.to_bytes()).decode()
+    return found
 
 
 class _Tee:
-    """Passes results on and remembers the last report of each prompt."""
+    """Passes results on and remembers our fields of each prompt."""
 
     def __init__(self, results: AsyncIterator[Any]) -> None:
         self.results = results
-        self.reports: dict[int, dict[str, Any]] = {}
+        self.found: dict[int, dict[str, Any]] = {}
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async for item in self.results:
             prompt, result = item if isinstance(item, tuple) else (0, item)
-            if result.adaptvis is not None:
-                self.reports[prompt] = result.adaptvis
+            self.found.setdefault(prompt, {}).update(_found(result))
             yield item
 
 
-def _put(response: Any, reports: list[dict[str, Any] | None]) -> None:
-    if any(reports):
-        setattr(response, CARRIER, reports[0] if len(reports) == 1 else reports)
-        rest = {k: v for k, v in (response.kv_transfer_params or {}).items() if k != CARRIER}
-        response.kv_transfer_params = rest or None
+def _put(response: Any, found: list[dict[str, Any]]) -> None:
+    for name in (CARRIER, MAPS):
+        values = [fields.get(name) for fields in found]
+        if any(values):
+            setattr(response, name, values[0] if len(values) == 1 else values)
+    held = response.kv_transfer_params or {}
+    response.kv_transfer_params = {k: v for k, v in held.items() if k not in _OURS} or None
 
 
 async def full_chat(
@@ -47,7 +62,7 @@ async def full_chat(
     tee = _Tee(result_generator)
     response = await original(self, request, aiter(tee), *args, **kwargs)
     if hasattr(response, "choices"):
-        _put(response, [tee.reports.get(0)])
+        _put(response, [tee.found.get(0, {})])
     return response
 
 
@@ -56,19 +71,19 @@ def full_completion(
 ) -> Any:
     """Wraps `OpenAIServingCompletion.request_output_to_completion_response`."""
     response = original(self, final_res_batch, *args, **kwargs)
-    _put(response, [result.adaptvis for result in final_res_batch])
+    _put(response, [_found(result) for result in final_res_batch])
     return response
 
 
 def _with_report(event: str, tee: _Tee, choices_per_prompt: int) -> str:
-    """One server-sent event, with the report if it ends a choice."""
-    if not tee.reports or not event.startswith("data: {"):
+    """One server-sent event, with our fields if it ends a choice."""
+    if not any(tee.found.values()) or not event.startswith("data: {"):
         return event
     chunk = json.loads(event[len("data: ") :])
     for choice in chunk.get("choices", ()):
-        report = tee.reports.get(choice["index"] // choices_per_prompt)
-        if choice.get("finish_reason") is not None and report is not None:
-            chunk[CARRIER] = report
+        found = tee.found.get(choice["index"] // choices_per_prompt)
+        if choice.get("finish_reason") is not None and found:
+            chunk |= found
             return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
     return event
 

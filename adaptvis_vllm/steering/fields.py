@@ -17,6 +17,7 @@ ALPHA_MIN = 2.0**-126  # smallest normal float32: alpha stays > 0 on the device
 DECIMALS_MAX = 6
 LAYER_MAX = 9999
 CANDIDATES_MAX = 64  # of a request, whatever room the engine has
+MAPS_TOKENS_MAX = 1024
 
 # AdaptVis (arXiv 2503.01773): alpha_low, alpha_high, threshold of the four-option prompts.
 ADAPTIVE_PRESETS: dict[str, tuple[float, float, float]] = {
@@ -65,6 +66,15 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
         return "embeddings" if (name, value) == ("span", "all") else value
     if name == "layers":
         return _canonical_layers(value, full)
+    if name == "maps":
+        return _canonical_maps(value, full)
+    if name == "maps_tokens":
+        if not _is_int(value) or not 0 <= value <= MAPS_TOKENS_MAX:
+            raise BadParameter(
+                f"{full} must be a whole number from 0 to {MAPS_TOKENS_MAX}, not {show(value)}",
+                name,
+            )
+        return int(value)
     if name == "candidates":
         return _canonical_candidates(value, full)
     if name == "confidence_decimals":
@@ -89,8 +99,20 @@ def check_field(name: str, value: Any, prefix: str) -> Any:
     return float(value)
 
 
-def _canonical_layers(value: Any, full: str) -> str | None:
-    """Sorted, merged ranges: "2,0-1" and [0, 1, 2] both become "0-2"; "all" becomes None."""
+def _canonical_maps(value: Any, full: str) -> str | None:
+    """As layers; "all" stays, and "none" becomes None."""
+    if isinstance(value, str) and value in ("all", "none"):
+        return value if value == "all" else None
+    return _canonical_layers(value, full, "maps", "'all' or 'none'")
+
+
+def _canonical_layers(
+    value: Any, full: str, field: str = "layers", words: str = "'all'"
+) -> str | None:
+    """Sorted, merged ranges: "2,0-1" and [0, 1, 2] both become "0-2"; "all" becomes None.
+
+    field, words: for the error, the field's name and the words that it takes beside numbers.
+    """
     if isinstance(value, str) and value == "all":
         return None
     items = value if isinstance(value, list | tuple) else [value]
@@ -101,8 +123,8 @@ def _canonical_layers(value: Any, full: str) -> str | None:
     except ValueError:
         raise BadParameter(
             f"{full} must be layer numbers such as '0-31' or '0,2,5-7' (at most {LAYER_MAX}), "
-            f"or 'all', not {show(value)}",
-            "layers",
+            f"or {words}, not {show(value)}",
+            field,
         ) from None
     ranges: list[list[int]] = []
     for i in chosen:

@@ -30,8 +30,8 @@ _USED = {
     "candidates": ("candidates",),
 }
 _STEERS = ("scaling", "adaptive")
-_NEUTRAL = ("layers", "confidence", "confidence_decimals", "span")
-_NEVER_NONE = ("mode", "confidence", "span")
+_NEUTRAL = ("layers", "confidence", "confidence_decimals", "span", "maps", "maps_tokens")
+_NEVER_NONE = ("mode", "confidence", "span", "maps_tokens")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SteeringParams:
         is not steered; the report has the best first token under each alpha). Left empty, it
         is inferred: alpha means scaling, alpha_low, alpha_high or threshold adaptive,
         candidates candidates; a preset alone means adaptive where the paper has such a
-        setting, else scaling.
+        setting, else scaling; maps alone mean off.
     alpha, alpha_low, alpha_high: finite, > 0, <= 100.
     threshold: in [0, 1], as every confidence is.
     layers: decoder layers to steer, "0-31" or "0,2,5-7"; None or "all" for all of them.
@@ -59,6 +59,9 @@ class SteeringParams:
     preset: published values by dataset name, for alphas and threshold not given.
     candidates: different alphas, in the report's order. An engine has room for
         `defaults.max_candidates` of them.
+    maps: decoder layers whose attention weights come with the answer (`maps.Maps`), as layers
+        are written; None or "none" for no layer.
+    maps_tokens: so many generated tokens' rows come too; 0 to 1024.
 
     Values are checked and completed at construction: ValueError names the field.
     """
@@ -74,6 +77,8 @@ class SteeringParams:
     span: str = "embeddings"
     preset: str | None = None
     candidates: tuple[float, ...] | None = None
+    maps: str | None = None
+    maps_tokens: int = 0
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -91,7 +96,7 @@ class SteeringParams:
         Other keys are ignored, except names that begin with "adaptvis" in whatever case,
         which are errors; without any of ours the result is `defaults`. What the
         request leaves out is taken from `defaults`: all of it where the modes agree, else
-        layers, confidence, confidence_decimals and span. A value of None is left out.
+        layers, confidence, confidence_decimals, span and maps. A value of None is left out.
         ValueError names the offending key.
         """
         given = {}
@@ -137,7 +142,7 @@ class SteeringParams:
 
         Complete: server-wide defaults change nothing in them. `from_flat` reads them back.
         """
-        words = {"layers": "all", "confidence_decimals": "none"}
+        words = {"layers": "all", "confidence_decimals": "none", "maps": "none"}
         out = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -164,15 +169,25 @@ class SteeringParams:
 
     def layer_set(self, num_layers: int, *, prefix: str = "") -> frozenset[int] | None:
         """Indices of the layers to steer, None for all; ValueError for one >= num_layers."""
-        if self.layers is None:
-            return None
-        chosen = layer_indices(self.layers)
-        if max(chosen) >= num_layers:
-            raise BadParameter(
-                f"{prefix}layers is {self.layers!r}, but the model has layers 0-{num_layers - 1}",
-                "layers",
-            )
-        return frozenset(chosen)
+        return None if self.layers is None else _layers_of(self, "layers", num_layers, prefix)
+
+    def map_layers(self, num_layers: int, *, prefix: str = "") -> list[int]:
+        """Indices of the captured layers, ascending; ValueError for one >= num_layers."""
+        if self.maps is None:
+            return []
+        if self.maps == "all":
+            return list(range(num_layers))
+        return sorted(_layers_of(self, "maps", num_layers, prefix))
+
+
+def _layers_of(params: SteeringParams, field: str, num_layers: int, prefix: str) -> frozenset[int]:
+    text = getattr(params, field)
+    chosen = layer_indices(text)
+    if max(chosen) >= num_layers:
+        raise BadParameter(
+            f"{prefix}{field} is {text!r}, but the model has layers 0-{num_layers - 1}", field
+        )
+    return frozenset(chosen)
 
 
 def completed(sampling_params: Any) -> SteeringParams | None:
@@ -198,6 +213,8 @@ def AdaptVis(
     confidence: str = "max_prob",
     confidence_decimals: int | None = None,
     span: str = "embeddings",
+    maps: str | None = None,
+    maps_tokens: int = 0,
 ) -> SteeringParams:
     """Adaptive steering; all three numbers, or a preset that supplies what is left out."""
     return SteeringParams(
@@ -210,6 +227,8 @@ def AdaptVis(
         confidence_decimals=confidence_decimals,
         span=span,
         preset=preset,
+        maps=maps,
+        maps_tokens=maps_tokens,
     )
 
 
@@ -219,9 +238,19 @@ def ScalingVis(
     preset: str | None = None,
     layers: str | None = None,
     span: str = "embeddings",
+    maps: str | None = None,
+    maps_tokens: int = 0,
 ) -> SteeringParams:
     """Steering with one alpha, given or a preset's."""
-    return SteeringParams("scaling", alpha, layers=layers, span=span, preset=preset)
+    return SteeringParams(
+        "scaling",
+        alpha,
+        layers=layers,
+        span=span,
+        preset=preset,
+        maps=maps,
+        maps_tokens=maps_tokens,
+    )
 
 
 def Candidates(
@@ -241,9 +270,11 @@ def Candidates(
     )
 
 
-def Off() -> SteeringParams:
+def Off(
+    *, span: str = "embeddings", maps: str | None = None, maps_tokens: int = 0
+) -> SteeringParams:
     """No steering, whatever the server's default."""
-    return SteeringParams("off")
+    return SteeringParams("off", span=span, maps=maps, maps_tokens=maps_tokens)
 
 
 def _resolve(
@@ -272,8 +303,12 @@ def _resolve(
     for name in _NEUTRAL:
         if name in ok:
             out[name] = ok[name]
-        elif defaults is not None:
+        elif defaults is not None and (name != "maps_tokens" or "maps" not in ok):
             out[name] = getattr(defaults, name)
+    if out.get("maps_tokens") and out.get("maps") is None:
+        raise BadParameter(
+            f"{prefix}maps_tokens needs {prefix}maps: layers, or 'all'", "maps_tokens"
+        )
     return out
 
 
@@ -293,6 +328,8 @@ def _infer_mode(ok: Mapping[str, Any], prefix: str, defaults: SteeringParams | N
         return "adaptive"
     if "preset" in ok:
         return "adaptive" if ok["preset"] in ADAPTIVE_PRESETS else "scaling"
+    if "maps" in ok or ok.get("maps_tokens"):
+        return defaults.mode if defaults is not None else "off"
     if defaults is None or defaults.mode == "off":
         raise BadParameter(f"{prefix}mode is missing: it must be one of {', '.join(MODES)}", "mode")
     return defaults.mode

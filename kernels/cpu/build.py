@@ -1,4 +1,5 @@
-"""`steer.cpp` from Python: compiled at first use, kept in a folder, called through ctypes."""
+"""The C++ of this folder from Python: compiled at first use, kept in a folder, called through
+ctypes; and `steer.cpp`'s function."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("steer.cpp")
+SOURCES = tuple(Path(__file__).with_name(n) for n in ("steer.cpp", "weights.cpp", "pages.h"))
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTERS = (
     *("query", "output", "cache", "block_table", "rows", "reqs", "kv_lens", "slots", "alpha"),
@@ -149,20 +150,26 @@ def problem() -> str | None:
 
 @functools.cache
 def _library() -> Any:
-    function = ctypes.CDLL(str(_compiled())).adaptvis_steer_rows
+    function = loaded().adaptvis_steer_rows
     function.argtypes, function.restype = [ctypes.POINTER(Rows)], None
     return function
 
 
+def loaded() -> ctypes.CDLL:
+    """All compiled functions; OSError or RuntimeError where they cannot be had."""
+    return ctypes.CDLL(str(_compiled()))
+
+
 def _compiled() -> Path:
-    """The shared library for this source, processor and compiler."""
+    """The shared library for these sources, processor and compiler."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     compiler = next((shlex.split(name) for name in names if shutil.which(shlex.split(name)[0])), [])
     if not compiler:
         raise RuntimeError(f"no C++ compiler ({', '.join(names)}) is in PATH")
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     command = [*compiler, "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", *_processor()]
-    key = hashlib.sha256(SOURCE.read_bytes() + version + shlex.join(command).encode()).hexdigest()
+    texts = b"".join(source.read_bytes() for source in SOURCES)
+    key = hashlib.sha256(texts + version + shlex.join(command).encode()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptvis_vllm"
     library = folder / f"cpu-{key[:16]}.so"
     if library.exists():
@@ -170,8 +177,9 @@ def _compiled() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as own:  # others may be at it too
         made = Path(own) / "cpu.so"
+        files = [str(source) for source in SOURCES if source.suffix == ".cpp"]
         done = subprocess.run(
-            [*command, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+            [*command, *files, "-o", str(made)], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()[-500:]}")

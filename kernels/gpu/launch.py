@@ -255,7 +255,7 @@ def _make_plan(
     is_hip = torch.version.hip is not None
     if tile is None:
         tile = choose_tile(head_dim=dim, kv_bytes=key_cache.element_size(), is_hip=is_hip)
-    e4m3_bits = key_cache.dtype is torch.float8_e4m3fn and not _converts_e4m3(query.device)
+    e4m3_bits = key_cache.dtype is torch.float8_e4m3fn and not converts_e4m3(query.device)
     constants = {
         is_split: steer_constants(
             tile,
@@ -294,7 +294,7 @@ def _num_sms(device: torch.device) -> int:
 
 
 @functools.cache
-def _converts_e4m3(device: torch.device) -> bool:
+def converts_e4m3(device: torch.device) -> bool:
     """Compute capability 8.9 and later convert e4m3 in hardware; Triton refuses it before."""
     if device.type != "cuda" or torch.version.hip:
         return True

@@ -145,8 +145,7 @@ def test_other_caches_are_left_alone(config: Any) -> None:
     assert type(made) is SentPictures
 
     taken: list[Any] = []
-    processor = SimpleNamespace(adaptvis_sent=others[1])
-    hand_over(
-        lambda self, request: taken.append(request), processor, SimpleNamespace(mm_features=[1])
-    )
+    processor = SimpleNamespace(adaptvis_sent=others[1], request_states={})
+    request = SimpleNamespace(request_id="1", mm_features=[1])
+    hand_over(lambda self, request: taken.append(request), processor, request)
     assert len(taken) == 1

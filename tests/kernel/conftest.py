@@ -54,7 +54,7 @@ def dot_of_bfloat16(create_dot):
 def load_interpreted() -> ModuleType:
     import triton
 
-    names = [f"{PACKAGE}.{name}" for name in ("steer", "reduce", "commit", "launch")]
+    names = [f"{PACKAGE}.{name}" for name in ("steer", "reduce", "weights", "commit", "launch")]
     package = importlib.import_module(PACKAGE)
     patch = pytest.MonkeyPatch()
     patch.setattr(triton.knobs.runtime, "interpret", True)
@@ -63,6 +63,7 @@ def load_interpreted() -> ModuleType:
     try:
         launch = importlib.import_module(names[-1])
         launch.commit = importlib.import_module(names[-2])
+        launch.weights = importlib.import_module(names[-3])
         return launch
     finally:
         for name in names:
@@ -80,3 +81,10 @@ def commit(launch: ModuleType) -> ModuleType:
 @pytest.fixture(scope="session")
 def steered_attention(launch: ModuleType):
     return launch.steered_attention
+
+
+@pytest.fixture(scope="session")
+def attention_weights(launch: ModuleType):
+    """The function of `adaptvis_vllm.kernels.gpu.weights`."""
+    module = getattr(launch, "weights", None) or importlib.import_module(f"{PACKAGE}.weights")
+    return module.attention_weights

@@ -120,7 +120,7 @@ def test_e4m3_without_hardware_conversion_is_exact(launch, device, monkeypatch):
     )
     plain = case.run(launch.steered_attention)
     monkeypatch.setattr(launch, "_plans", {})
-    monkeypatch.setattr(launch, "_converts_e4m3", lambda device: False)
+    monkeypatch.setattr(launch, "converts_e4m3", lambda device: False)
     shifted = case.run(launch.steered_attention)
     assert torch.equal(plain.nan_to_num(), shifted.nan_to_num())
 

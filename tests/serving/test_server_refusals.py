@@ -53,6 +53,8 @@ BAD: dict[str, list[Any]] = {
     "preset": ["", "COCO", "controlled", 3, {}, None],
     "candidates": [0, "", "a", "0.5,0.5", [], [0.5, -1], ["x"], [0.5, 1, 2], "1,2,3", NAN, {},
                    None],
+    "maps": ["", "a", "3-1", -1, 1.5, [], [-1], ["x"], "0-99", 4, "none,1", {}, None],
+    "maps_tokens": [-1, 1025, 1.5, "2", "", NAN, [2], {}, None, 3],
     # Whole requests: missing partners, contradictions, unknown names.
     "alpha ": [{"mode": "scaling"}, {"mode": "off", "alpha": 2}, {"alpha": 2, "threshold": 0.1}],
     "alpha_low ": [{"alpha_low": 1, "mode": "scaling", "alpha": 2}],

@@ -35,13 +35,15 @@ BAD_VALUES: dict[str, list[Any]] = {
     "candidates": [*BAD_ALPHA[:7], "", "a", "0.5,", "0.5;1", "1_0", "nan", "٣", True, [], {},
                    [True], ["0.5"], [0.5, 0], [0.5, 0.5], "1,1.0", [NAN], [[0.5]],
                    [1 + i for i in range(65)]],
+    "maps": ["", "a", "3-1", "-1", 1.0, True, [], [True], "10000", {}, "all,1", "off"],
+    "maps_tokens": [-1, 1025, 1.0, "1", "", True, NAN, [2]],
 }  # fmt: skip
 CASES = [(f, v) for f, values in BAD_VALUES.items() for v in values]
 
 
 def around(field: str) -> dict[str, Any]:
     """Otherwise valid parameters in which `field` has a place."""
-    if field == "candidates":
+    if field in ("candidates", "maps", "maps_tokens"):
         return {}
     base = SCALING if field == "alpha" else {"mode": "adaptive", "preset": "coco"}
     return {k: v for k, v in base.items() if k != field}

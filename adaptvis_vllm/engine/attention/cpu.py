@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from adaptvis_vllm.engine.attention.layer import LayerRows
-from adaptvis_vllm.engine.plan import StepRows
-from adaptvis_vllm.kernels import steered_attention_reference
+from adaptvis_vllm.engine.plan import StepRows, WeightRows
+from adaptvis_vllm.kernels import attention_weights_reference, steered_attention_reference
 from adaptvis_vllm.kernels.cpu import build as kernel
+from adaptvis_vllm.kernels.cpu.weights import weigh_rows
 
 CACHE_DTYPES = ("auto", "float16", "bfloat16")
 
@@ -89,6 +90,32 @@ class CpuLayer(LayerRows):
             )
         else:
             in_torch(output, query, kv_cache, table, rows, self.packed, options)
+
+    def weigh(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: Any,
+        rows: WeightRows,
+    ) -> None:
+        """Write the attention weights of rows; arguments as of `recompute`."""
+        query, table = query.view(self.queries), metadata.block_table
+        key = key.view(self.keys).to(kv_cache.dtype)
+        if compiled():
+            own = key.index_select(0, rows.rows)
+            options = self.options | {"key": own, "packed": self.packed}
+            weigh_rows(rows.out, query, kv_cache, table, *rows.tensors(), **options)
+            return
+        # The blocks of all requests, copied as the reference reads them.
+        blocks, places = table.unique(return_inverse=True)
+        key_cache, _ = _split(kv_cache[blocks.long()], self.packed)
+        attention_weights_reference(
+            *(rows.out, query, key_cache, places.int(), *rows.tensors()),
+            key=key,
+            dtype=torch.float32,
+            **self.options,
+        )
 
 
 def in_torch(

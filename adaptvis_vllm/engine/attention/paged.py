@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from adaptvis_vllm.engine.attention.layer import LayerRows
-from adaptvis_vllm.engine.plan import StepRows
+from adaptvis_vllm.engine.plan import StepRows, WeightRows
 
 _FP8 = {"fp8": None, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 # What the kernel reads; vLLM's other cache types keep scales or packed values in the cache.
@@ -60,14 +60,8 @@ class PagedLayer(LayerRows):
 
             self.kernel = Layer(*_views(self.layer, kv_cache), **self.options)
             self.kv_cache = kv_cache
-        k_scale = k_own = v_scale = None
-        query = query.view(self.queries)
-        if self.float8:
-            k_scale, v_scale = self.layer._k_scale, self.layer._v_scale
-            k_own = k_scale
-            if query.element_size() == 1:  # quantised by the layer, for kernels that want it so
-                query = query.to(output.dtype)
-                k_scale = k_scale * self.layer._q_scale
+        query, k_scale, k_own = self._query(query, output.dtype)
+        v_scale = self.layer._v_scale if self.float8 else None
         self.kernel(
             output.view(self.queries),
             query,
@@ -77,6 +71,38 @@ class PagedLayer(LayerRows):
             k_scale=k_scale,
             v_scale=v_scale,
             sides=self._sides(rows, key, value, k_own) if rows.num_sides else None,
+        )
+
+    def _query(self, query: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Any, Any]:
+        """With heads apart; the scale of its products with the cache's keys, and the keys' own."""
+        query = query.view(self.queries)
+        if not self.float8:
+            return query, None, None
+        scale = self.layer._k_scale
+        if query.element_size() > 1:
+            return query, scale, scale
+        # Quantised by the layer, for kernels that want it so.
+        return query.to(dtype), scale * self.layer._q_scale, scale
+
+    def weigh(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: Any,
+        rows: WeightRows,
+    ) -> None:
+        """Write the attention weights of rows; arguments as of `recompute`. No host sync."""
+        from adaptvis_vllm.kernels.gpu.weights import attention_weights
+
+        query, k_scale, k_own = self._query(query, key.dtype)
+        attention_weights(
+            *(rows.out, query, _views(self.layer, kv_cache)[0], metadata.block_table),
+            *rows.tensors(),
+            key=key.view(self.keys),
+            k_scale=k_scale,
+            k_own=k_own,
+            **self.options,
         )
 
     def _sides(self, rows: StepRows, key: torch.Tensor, value: torch.Tensor, scale: Any) -> Any:

@@ -1,7 +1,8 @@
 """Put the recomputation of steered rows behind every decoder attention layer.
 
-The base backend runs untouched over the whole batch; then, in steps that hold a steered
-row, that row's output is overwritten. Other steps pay one attribute test per layer.
+The base backend runs untouched over the whole batch; then, in steps that hold a steered row, that
+row's output is overwritten, and rows that a request wants maps of are weighed. Other steps pay one
+attribute test per layer.
 """
 
 from __future__ import annotations
@@ -98,11 +99,13 @@ class SteeredLayer:
         )
         plan = self.steering.plan
         if plan is not None and attn_metadata is not None and plan.by_layer:
-            rows = plan.by_layer[self.index]
+            rows, weights = plan.by_layer[self.index], plan.weights_by_layer[self.index]
             if rows is not None:
                 output = kwargs["output"] if "output" in kwargs else args[0]
                 self.rows.recompute(query, key, value, kv_cache, attn_metadata, output, rows)
-                plan.layers_done += 1
+            if weights is not None:
+                self.rows.weigh(query, key, kv_cache, attn_metadata, weights)
+            plan.layers_done += rows is not None or weights is not None
         return result
 
 

@@ -27,7 +27,13 @@ def make_steering(vllm_config: Any, device: Any, model: Any) -> Steering | None:
         raise ValueError(reason)
     layers = attention_layers(vllm_config)
     group = get_tp_group()
-    steering = Steering(device, sorted(layers), group.broadcast if group.world_size > 1 else None)
+    steering = Steering(
+        device,
+        sorted(layers),
+        group.broadcast if group.world_size > 1 else None,
+        (lambda t: group.all_gather(t[None], 0)) if group.world_size > 1 else None,
+        max((layer.impl.num_heads for _, layer in layers.values()), default=0),
+    )
     wrap.install(layers, steering)
     _wrap_head(model, steering)
     return steering

@@ -243,5 +243,5 @@ def _room(args: Namespace, count: int) -> dict[str, Any]:
     if args.max_tokens != 1 or count > CANDIDATES_MAX:
         return {}
     held = config.get(OPTION) or {}
-    most = max(count, parse(held)[1])
+    most = max(count, parse(held).max_candidates)
     return {"additional_config": {**config, OPTION: {**held, MAX_CANDIDATES: most}}}
