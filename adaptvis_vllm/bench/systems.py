@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptvis_vllm.steering.params import AdaptVis, ScalingVis, SteeringParams
 
@@ -34,6 +34,7 @@ _ALL = (
     System("idle", PLUGIN),
     System("scaling", PLUGIN, SCALING),
     System("adaptive", PLUGIN, ADAPTIVE),
+    System("adaptive-maps", PLUGIN, replace(ADAPTIVE, maps="all")),
     System("two-request", PLUGIN, ADAPTIVE, twice=True),
     System("reference", REFERENCE, ADAPTIVE, twice=True),
 )

@@ -64,7 +64,9 @@ def gemma3(model: Model, size: Size) -> Boxes:
         for x in range(0, step_x * across, step_x)
     ]
     views = [view.resized(model.square, model.square) for view in (whole, *parts)]
-    pool = model.square // model.patch // math.isqrt(getattr(model.config, "mm_tokens_per_image", 0))
+    pool = (
+        model.square // model.patch // math.isqrt(getattr(model.config, "mm_tokens_per_image", 1))
+    )
     return _cells(views, model.patch, pool)
 
 

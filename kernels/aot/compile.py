@@ -16,6 +16,7 @@ from typing import Any
 
 from ..gpu.commit import BLOCK, COLUMNS
 from ..gpu.config import PAIR, Tile, choose_splits, choose_tile, reduce_constants, steer_constants
+from ..gpu.weights import STAGES, WARPS, weights_constants
 from .arch import ARCHES, Arch, Resources, resident_blocks, resources
 from .roofline import BANDWIDTH, MODELS, Model, bytes_moved, floor_us, keys_read
 
@@ -75,7 +76,7 @@ class Variant:
         m = self.model
         if self.kernel == "commit":
             return f"commit {self.cache_dtype}"
-        shape = f"D{m.head_dim}" + (f" G{m.group}" if self.kernel == "steer" else "")
+        shape = f"D{m.head_dim}" + (f" G{m.group}" if self.kernel != "reduce" else "")
         parts = [m.name if self.named else shape, self.dtype]
         if self.kv_dtype:
             parts.append(f"kv {self.kv_dtype}")
@@ -84,8 +85,8 @@ class Variant:
         flags = {"window": m.window, "soft cap": self.soft_cap, "sinks": self.sinks}
         parts += [name for name, on in flags.items() if on]
         parts += ["sides"] if self.sides else []
-        if self.kernel == "reduce":
-            parts.append("reduce")
+        if self.kernel != "steer":
+            parts.append(self.kernel)
         elif self.splits == 1:
             parts.append("unsplit")
         return " ".join(parts)
@@ -143,17 +144,19 @@ HEADER = (
 
 
 def model_variants() -> list[Variant]:
-    """What the named models launch: split and unsplit, with a float8 cache, and the reduction."""
+    """What the named models launch: split and unsplit, with a float8 cache, the reduction, and the
+    weights of maps."""
     split = [Variant(m, named=True) for m in MODELS]
     unsplit = [Variant(m, named=True, splits=1) for m in MODELS]
     float8 = [Variant(m, kv_dtype="e4m3", named=True) for m in MODELS]
     # The reduction depends on nothing but the head size and the window.
     shapes = {(m.head_dim, m.window): m for m in MODELS}
     reduce = [Variant(m, kernel="reduce") for m in shapes.values()]
+    weights = [Variant(m, kv_dtype=kv, kernel="weights") for m in MODELS for kv in ("", "e4m3")]
     sides = [replace(v, sides=True) for v in (*split, *unsplit, *reduce)]
     sides += [replace(v, sides=True, named=False) for v in float8]  # some spill up to 88 bytes
     commit = [Variant(MODELS[0], "fp32", kv, kernel="commit") for kv in ("e4m3", "bf16", "fp32")]
-    return list(dict.fromkeys(split + unsplit + float8 + reduce + sides + commit))
+    return list(dict.fromkeys(split + unsplit + float8 + reduce + sides + weights + commit))
 
 
 def matrix_variants() -> list[Variant]:
@@ -202,8 +205,14 @@ def compile_row(variant: Variant, arch: Arch) -> Row:
     from ..gpu.commit import commit_kernel
     from ..gpu.reduce import reduce_kernel
     from ..gpu.steer import steer_kernel
+    from ..gpu.weights import weights_kernel
 
-    kernels = {"steer": steer_kernel, "reduce": reduce_kernel, "commit": commit_kernel}
+    kernels = {
+        "steer": steer_kernel,
+        "reduce": reduce_kernel,
+        "weights": weights_kernel,
+        "commit": commit_kernel,
+    }
     kernel = kernels[variant.kernel]
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels do not compile")
@@ -220,11 +229,14 @@ def compile_row(variant: Variant, arch: Arch) -> Row:
         {(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs,
     )
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    warps, stages = tile.num_warps, tile.num_stages
+    if variant.kernel == "weights":
+        warps, stages = WARPS, STAGES
+    options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source, target=arch.target(), options=options)
     used = resources(compiled, arch)
-    blocks = resident_blocks(used, tile.num_warps, arch)
-    return Row(variant, arch, tile, used, blocks)
+    blocks = resident_blocks(used, warps, arch)
+    return Row(variant, arch, replace(tile, num_warps=warps, num_stages=stages), used, blocks)
 
 
 def signature(
@@ -239,6 +251,24 @@ def signature(
     rows = PAIR if variant.sides else 1
     if variant.kernel == "commit":
         constants = {"COLUMNS": COLUMNS, "BLOCK": BLOCK}
+    elif variant.kernel == "weights":
+        constants = weights_constants(
+            num_heads=m.num_heads,
+            num_kv_heads=m.num_kv_heads,
+            head_dim=m.head_dim,
+            block_size=16,
+            kv_bytes=BYTES[cache],
+            rule=variant.rule,
+            window=m.window,
+            soft_cap=float(variant.soft_cap),
+            use_sinks=variant.sinks,
+            k_scale=scale,
+            e4m3_bits=e4m3_bits,
+            float8=_float8(variant, arch),
+        )
+        constants |= {"s_kd": 1} | ({} if variant.sinks else {"p_sinks": None})
+        if scale == "none":
+            constants |= {"k_scale": None, "k_own": None}
     elif variant.kernel == "reduce":
         constants = dict(reduce_constants(tile, head_dim=m.head_dim, window=m.window, rows=rows))
         if not variant.sides:
@@ -289,6 +319,8 @@ def signature(
         "p_value": element,
         "p_kept": kept,
         "p_where": "*i64",
+        "p_w": "*fp16",
+        "p_offsets": "*i64",
         "p_layers": "*i64",
         "p_chosen": "*i64",
         "k_own": "*fp32",

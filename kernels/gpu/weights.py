@@ -155,7 +155,7 @@ def weights_kernel(
     own = tl.load(p_own + i_e)
     p_bk = p_key + row * s_key + i_h * DIM + i_d
     b_k = tl.load(p_bk, mask=i_d < DIM * own, other=0.0)
-    _, b_k = _as_cached(b_k, k_own, p_k, K_SCALE, FLOAT8)
+    _code, b_k = _as_cached(b_k, k_own, p_k, K_SCALE, FLOAT8)
     b_own = tl.sum(b_q.to(tl.float32) * b_k[None, :], 1)
     i_own = own * kv_len - 1
     if K_SCALE == "tensor":
@@ -171,7 +171,7 @@ def weights_kernel(
         b_max = b_sink
         b_sum = tl.full([LANES], 1.0, tl.float32)
     for start in range(first, kv_len, BLOCK_N):
-        b_s, _ = _logits(
+        b_s, _is_text = _logits(
             start + i_t, start + i_t < kv_len, b_q, b_own, i_own, alpha, scale, soft_cap,
             p_k, p_table, p_words, num_words, s_kb, s_kn, s_kd,
             DIM, DIM_PAD, BLOCK_SIZE, RULE, USE_SOFT_CAP, E4M3_BITS,

@@ -174,21 +174,29 @@ def last_position(engine: Any, steering: SteeringParams | None) -> torch.Tensor:
 def test_the_start_up_check_calls_every_kernel_that_has_to_be_compiled(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU: those of side rows, and that of a row in its place."""
+    """On a GPU: those of side rows, that of a row in its place, and that of maps."""
     called: list[int] = []
-    compute = cpu.kernel.steer_rows
+    weighed: list[int] = []
+    compute, weigh = cpu.kernel.steer_rows, cpu.weigh_rows
 
     def noted(*args: Any, **more: Any) -> None:
         called.append(int(args[12].sum()))
         compute(*args, **more)
 
+    def noted_too(*args: Any, **more: Any) -> None:
+        weighed.append(len(args[4]))
+        weigh(*args, **more)
+
     monkeypatch.setattr(cpu.kernel, "steer_rows", noted)
+    monkeypatch.setattr(cpu, "weigh_rows", noted_too)
     worker = small.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     assert small.reset_prefix_cache()
     differences = check.measure(worker)
     assert set(differences) == {"an image", "text"}
     assert set(called) == {2}
+    assert not weighed
     called.clear()
     monkeypatch.setattr(check, "WARMED", ("cpu",))
     assert set(check.measure(worker)) == {"an image", "text"}
     assert set(called) == {2, 0}
+    assert set(weighed) == {1}

@@ -24,6 +24,8 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         ("Gemma-3-12B-local", "", "steer", True, "sm_100"),
         ("LLaVA-1.5-7B", "", "reduce", True, "sm_90"),
         ("LLaVA-1.5-7B", "e4m3", "commit", False, "sm_90"),
+        ("Qwen2.5-VL-7B", "", "weights", False, "sm_90"),
+        ("Gemma-3-12B-local", "e4m3", "weights", False, "sm_80"),
     ],
 )
 def test_a_named_model_compiles_without_spills(name, kv_dtype, kernel, sides, arch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from support.engine import flat
@@ -23,6 +25,8 @@ from support.http_server import (
     text,
     token_ids,
 )
+
+from adaptvis_vllm.maps.maps import Maps
 
 Generated = dict[tuple[str, int], dict[str, Any]]
 
@@ -164,6 +168,37 @@ def test_candidates(client: openai.OpenAI) -> None:
     assert flat(reports[0]) == pytest.approx(flat(found), abs=1e-4)
     none = report(chat(client, None, xargs))
     assert (none["reason"], none["candidates"]) == ("no image", [])
+
+
+def test_maps(client: openai.OpenAI) -> None:
+    """A field of the response, or of the chunk with the report; nothing else changes."""
+    xargs = {"adaptvis_alpha": 3.0, "adaptvis_maps": "1-2", "adaptvis_maps_tokens": 2}
+    plain = chat(client, 0, {"adaptvis_alpha": 3.0})
+    answer = chat(client, 0, xargs)
+    assert text(answer) == text(plain)
+    assert report(answer) == report(plain)
+    assert maps_of(plain) is None
+    maps = maps_of(answer)
+    assert maps.layers.tolist() == [1, 2]
+    assert maps.after.shape == maps.before.shape == (2, 4, 16)
+    assert maps.tokens.shape == (2, 2, 4, 16)
+    assert not maps.unknown
+    assert "adaptvis" not in str(answer.kv_transfer_params)
+    chunks = list(chat(client, 0, xargs, stream=True))
+    assert [maps_of(c) is not None for c in chunks] == [report(c) is not None for c in chunks]
+    (streamed,) = [maps_of(c) for c in chunks if maps_of(c)]
+    assert np.allclose(streamed.after, maps.after, atol=1e-3)
+    off = chat(client, 0, {"adaptvis_mode": "off", "adaptvis_maps": "all"})
+    assert report(off)["reason"] == "mode off"
+    assert maps_of(off).after is None
+    assert maps_of(chat(client, None, xargs)) is None
+    several = client.completions.create(prompt=["a cat", "a dog"], **options(xargs))
+    assert maps_of(several) is None
+
+
+def maps_of(answer: Any) -> Maps | None:
+    field = getattr(answer, "adaptvis_maps", None)
+    return field and Maps.from_bytes(base64.b64decode(field))
 
 
 def test_no_image(client: openai.OpenAI) -> None:

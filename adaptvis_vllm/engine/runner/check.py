@@ -22,13 +22,13 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 
 from adaptvis_vllm.engine.compat import WITHOUT
 from adaptvis_vllm.engine.scheduling import ROOM
-from adaptvis_vllm.steering.params import AdaptVis, ScalingVis, SteeringParams
+from adaptvis_vllm.steering.params import AdaptVis, Off, ScalingVis, SteeringParams
 from adaptvis_vllm.steering.span import image_positions
 
 NAME = "adaptvis-check"
 SIZE = (224, 224)  # of the sample picture, in pixels
 TEXT = [1, 2, 3]  # tokens behind it
-ADAPTIVE, SCALING = AdaptVis(1, 1, 0.5), ScalingVis(1)
+ADAPTIVE, SCALING, MAPS = AdaptVis(1, 1, 0.5), ScalingVis(1), Off(maps="all")
 WARMED = ("cuda",)  # devices whose kernels are compiled when they are first called
 # Largest difference of hidden states, relative to their norm. Rounding of 16 bits adds up over
 # layers, and may send a row to another expert; a forgotten buffer is worth more.
@@ -75,8 +75,8 @@ def measure(worker: Any) -> dict[str, float]:
     last = int(image_positions(features, "embeddings")[-1])
     with_text = [*tokens, *TEXT]
     runs = [("an image", tokens[: last + 1], ADAPTIVE), ("text", with_text, ADAPTIVE)]
-    if runner.device.type in WARMED:  # a row in its place has a kernel of its own
-        runs.append(("", with_text, SCALING))
+    if runner.device.type in WARMED:  # a row in its place has a kernel of its own, and so have maps
+        runs += [("", with_text, SCALING), ("", with_text, MAPS)]
     scheduler = config.scheduler_config
     budget = scheduler.max_num_scheduled_tokens or (
         scheduler.max_num_batched_tokens - getattr(scheduler, ROOM)
@@ -92,7 +92,7 @@ def measure(worker: Any) -> dict[str, float]:
                     done = worker.sample_tokens(None)
                     if hasattr(done, "get_output"):
                         done.get_output()
-        if steering is SCALING:
+        if not where:
             continue
         ((base, sides),) = seen
         difference = (sides.double() - base.double()).norm(dim=-1) / base.double().norm(dim=-1)
