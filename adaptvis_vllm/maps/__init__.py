@@ -2,3 +2,7 @@
 
 Imports nothing of the package, no torch and no vLLM.
 """
+
+from adaptvis_vllm.maps.maps import Maps
+
+__all__ = ["Maps"]

@@ -29,6 +29,7 @@ import psutil
 import pytest
 import torch
 from packaging.requirements import Requirement
+from PIL import Image
 from support import answer_cases
 from support.batch_cases import IMAGES, make_images
 from support.benchmark_files import write_controlled
@@ -129,6 +130,17 @@ def generate(folder: Path, printed: str) -> None:
     assert second["adaptvis"]["mode"] == "off"
 
 
+def mapped(folder: Path, printed: str) -> None:
+    """And the program that reads what was left."""
+    generate(folder, printed)
+    assert sorted(file.name for file in (folder / "maps").iterdir()) == ["1.npz", "2.npz"]
+    done = run(snippet("python", "from adaptvis_vllm.maps"), folder, "python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[") == 2
+    with Image.open(folder / "coffee-map.png") as painted, Image.open(folder / "coffee.jpg") as own:
+        assert painted.size == own.size
+
+
 def batch(folder: Path, printed: str) -> None:
     rows = read(folder / "answers.jsonl")
     assert [row["id"] for row in rows] == list(range(40))
@@ -155,7 +167,8 @@ def calibrated(folder: Path, printed: str) -> None:
 # How a command begins, and what it leaves or prints.
 ENDING: dict[str, Callable[[Path, str], None]] = {
     r"adaptvis doctor ": doctor,
-    r"adaptvis generate ": generate,
+    r"adaptvis generate .* answers.jsonl$": generate,
+    r"adaptvis generate .* --maps maps$": mapped,
     r"adaptvis batch ": batch,
     r"adaptvis eval --dataset controlled_a ": methods("base", "ScalingVis", "AdaptVis"),
     r"adaptvis eval --data data/spatial --split shifted ": methods(
@@ -431,7 +444,10 @@ OTHERS = (
     *("curl -s http://localhost:8000/v1/chat", "curl -s http://localhost:8000/adaptvis/sweep"),
     "curl -s http://localhost:8000/metrics",
 )
-PROGRAMS = ("SamplingParams(", "import base64", "from PIL import", "from adaptvis_vllm.batch")
+PROGRAMS = (
+    *("SamplingParams(", "import base64", "from PIL import"),
+    *("from adaptvis_vllm.batch", "from adaptvis_vllm.maps"),
+)
 
 
 def test_nothing_is_left_out() -> None:
