@@ -234,10 +234,11 @@ def register() -> None:
         setattr(owner, name, bound(hook, original))
     from vllm.outputs import RequestOutput
 
-    from adaptvis_vllm.engine.delivery import output_maps, output_report
+    from adaptvis_vllm.engine.delivery import output_report
 
     RequestOutput.adaptvis = property(output_report)  # type: ignore[attr-defined]
-    RequestOutput.adaptvis_maps = property(output_maps)  # type: ignore[attr-defined]
+    # A `Maps` on finished outputs of requests that asked for maps and have an image.
+    RequestOutput.adaptvis_maps = None  # type: ignore[attr-defined]
     _installed = True
 
 

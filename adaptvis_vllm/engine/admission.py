@@ -79,14 +79,16 @@ class Admission:
             self._check_drafts(params, PREFIX)
         except ValueError as error:
             raise refused(error) from None
-        if resumable and params.mode != "off":
-            raise refused(
-                BadParameter(
-                    f"{PREFIX}mode is {params.mode!r}, but a request with streaming input has no "
-                    "fixed last prompt token; only 'off' is possible",
-                    "mode",
+        for field, none in (("mode", "off"), ("maps", None)) if resumable else ():
+            given = getattr(params, field)
+            if given != none:
+                raise refused(
+                    BadParameter(
+                        f"{PREFIX}{field} is {given!r}, but a request with streaming input has no "
+                        f"fixed last prompt token; only {none or 'none'!r} is possible",
+                        field,
+                    )
                 )
-            )
         return params
 
     def _check_drafts(self, params: SteeringParams, prefix: str) -> None:
@@ -139,7 +141,7 @@ class Admission:
     def refuse_beams(self) -> None:
         """Refused if the defaults steer: they would steer each step of a beam search."""
         if self.steerable:
-            _refuse_beams(self.defaults, f"additional_config['{OPTION}'] mode")
+            _refuse_beams(self.defaults, f"additional_config['{OPTION}'] ")
 
 
 @contextmanager
@@ -205,7 +207,10 @@ async def check_body(
     if getattr(request, "use_beam_search", False):
         admission.refuse_beams()
         if request.vllm_xargs:  # vLLM drops them
-            _refuse_beams(params, f"{PREFIX}mode")
+            _refuse_beams(params, PREFIX)
+    if original.__name__ == "create_responses" and f"{PREFIX}maps" in (request.vllm_xargs or {}):
+        message = f"{PREFIX}maps must be left out here: /v1/responses has no field for maps"
+        raise refused(BadParameter(message, "maps"))
     return await original(self, request, *args, **kwargs)
 
 
@@ -289,11 +294,14 @@ def refuse_beam_search(original: Callable[..., Any], self: Any, *args: Any, **kw
     return original(self, *args, **kwargs)
 
 
-def _refuse_beams(params: SteeringParams | None, field: str) -> None:
+def _refuse_beams(params: SteeringParams | None, prefix: str) -> None:
     """Each step of a beam search is a request whose last prompt token is a generated one."""
     if params is not None and params.mode != "off":
-        message = f"{field} is {params.mode!r}, but beam search cannot be steered"
+        message = f"{prefix}mode is {params.mode!r}, but beam search cannot be steered"
         raise refused(BadParameter(message, "mode"))
+    if params is not None and params.maps is not None:
+        message = f"{prefix}maps is {params.maps!r}, but beam search has no attention maps"
+        raise refused(BadParameter(message, "maps"))
 
 
 def complete_request(

@@ -7,18 +7,12 @@ from typing import Any
 
 from adaptvis_vllm.engine import mapping, metrics
 from adaptvis_vllm.engine.texts import with_texts
-from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.steering.report import CARRIER
 
 
 def output_report(self: Any) -> dict[str, Any] | None:
     """`RequestOutput.adaptvis`: the report of a finished output, else None."""
     return (self.kv_transfer_params or {}).get(CARRIER)
-
-
-def output_maps(self: Any) -> Maps | None:
-    """`RequestOutput.adaptvis_maps`: of a finished output that asked for maps and has an image."""
-    return (self.kv_transfer_params or {}).get(mapping.CARRIER)
 
 
 def deliver_report(
@@ -44,9 +38,6 @@ def deliver_report(
     pieces = rest.pop(mapping.CARRIER, ())
     if maps is not None:
         maps.pieces.extend(pieces)
-        if finish_reason is not None:
-            found = maps.maps()
-            rest |= {} if found is None else {mapping.CARRIER: found}
     kv_transfer_params = rest or None
     arrived = getattr(self, "adaptvis", None)
     if arrived is not None and finish_reason is not None:
@@ -55,7 +46,7 @@ def deliver_report(
             report["candidates"] = with_texts(self, report["candidates"])
         metrics.count_finished(report, arrived["branch"])
         kv_transfer_params = {**(kv_transfer_params or {}), CARRIER: report}
-    return original(
+    output = original(
         self,
         new_token_ids,
         pooling_output,
@@ -65,6 +56,9 @@ def deliver_report(
         *args,
         **kwargs,
     )
+    if maps is not None and finish_reason is not None and output is not None:
+        output.adaptvis_maps = maps.maps()
+    return output
 
 
 def keep_report(
@@ -74,8 +68,9 @@ def keep_report(
 
     With n > 1 a choice may end, and report, before another one goes on.
     """
-    held = self.kv_transfer_params or {}
+    report = output_report(self)
     original(self, next_output, *args, **kwargs)
-    ours = {k: v for k, v in held.items() if k in (CARRIER, mapping.CARRIER)}
-    if ours and output_report(self) is None:
-        self.kv_transfer_params = {**(self.kv_transfer_params or {}), **ours}
+    if report is not None and output_report(self) is None:
+        self.kv_transfer_params = {**(self.kv_transfer_params or {}), CARRIER: report}
+    if next_output.adaptvis_maps is not None:
+        self.adaptvis_maps = next_output.adaptvis_maps

@@ -15,7 +15,7 @@ from adaptvis_vllm.steering.fields import BadParameter
 from adaptvis_vllm.steering.params import PREFIX, SteeringParams
 from adaptvis_vllm.steering.span import image_positions
 
-CARRIER = "adaptvis_maps"  # the key of maps in vLLM's kv_transfer_params, and in responses
+CARRIER = "adaptvis_maps"  # the key of pieces in vLLM's kv_transfer_params, of maps in responses
 MEDIA = "adaptvis_media"  # of a rendered prompt: its pictures as they were given
 _REST = 2  # shares beside those of the positions, see `Maps`
 _KINDS = ("image", "video")

@@ -14,8 +14,6 @@ from typing import Any
 from adaptvis_vllm.engine.mapping import CARRIER as MAPS
 from adaptvis_vllm.steering.report import CARRIER
 
-_OURS = (CARRIER, MAPS)
-
 
 def _found(result: Any) -> dict[str, Any]:
     """Our fields of a response, from one vLLM `RequestOutput`."""
@@ -46,8 +44,9 @@ def _put(response: Any, found: list[dict[str, Any]]) -> None:
         values = [fields.get(name) for fields in found]
         if any(values):
             setattr(response, name, values[0] if len(values) == 1 else values)
-    held = response.kv_transfer_params or {}
-    response.kv_transfer_params = {k: v for k, v in held.items() if k not in _OURS} or None
+    if response.kv_transfer_params:
+        rest = {k: v for k, v in response.kv_transfer_params.items() if k != CARRIER}
+        response.kv_transfer_params = rest or None
 
 
 async def full_chat(

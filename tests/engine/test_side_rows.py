@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
@@ -200,3 +201,21 @@ def test_the_start_up_check_calls_every_kernel_that_has_to_be_compiled(
     assert set(check.measure(worker)) == {"an image", "text"}
     assert set(called) == {2, 0}
     assert set(weighed) == {1}
+
+
+def test_a_layer_leaves_its_memory_to_the_next_one(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the choice, side rows' keys and values alone are held: not those of the whole step."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    recompute = cpu.CpuLayer.recompute
+
+    def noted(self: Any, query: Any, key: Any, value: Any, *args: Any) -> None:
+        alive.append(sum(reference() is not None for reference in held))
+        held.extend(weakref.ref(t) for t in (query, key, value))
+        recompute(self, query, key, value, *args)
+
+    monkeypatch.setattr(cpu.CpuLayer, "recompute", noted)
+    generate(small, [prompt(3)], sampling(ADAPTIVE))
+    assert alive == [0, 0, 0, 0]

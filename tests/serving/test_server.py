@@ -120,8 +120,12 @@ def test_merged_outputs_keep_the_report() -> None:
     register()
     one, other = (RequestOutput("0", None, [1], None, [], False) for _ in range(2))
     one.kv_transfer_params = {"adaptvis": {"mode": "scaling"}}
+    one.adaptvis_maps = "maps"
     one.add(other, aggregate=True)
     assert one.adaptvis == {"mode": "scaling"}
+    assert one.adaptvis_maps == "maps"
+    other.add(one, aggregate=True)
+    assert other.adaptvis_maps == "maps"
 
 
 def test_stream_with_usage(client: openai.OpenAI) -> None:

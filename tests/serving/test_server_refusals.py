@@ -131,6 +131,11 @@ def test_beam_search_is_refused(url: str) -> None:
             assert_refused(post(url, path, asked), "beam search")
 
 
+def test_maps_that_nobody_would_get_are_refused(url: str) -> None:
+    asked = {"model": "tiny", "input": "?", "vllm_xargs": {"adaptvis_maps": "all"}}
+    assert_refused(post(url, "/v1/responses", asked), "adaptvis_maps must be left out here")
+
+
 @pytest.mark.parametrize("name", IMAGES_BAD)
 def test_a_bad_image_is_refused(url: str, name: str) -> None:
     """4xx, whoever finds out."""

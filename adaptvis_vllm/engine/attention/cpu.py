@@ -77,12 +77,9 @@ class CpuLayer(LayerRows):
             choices = len(plan.choices)
             if choices:
                 slots = metadata.slot_mapping[plan.base[:choices]]
-
-                def commit(chosen: torch.Tensor) -> None:
-                    kept = (t.to(key.dtype).index_select(0, chosen) for t in own)
-                    self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
-
-                plan.commits.append(commit)
+                plan.commits.append(
+                    functools.partial(self._commit, own, key.dtype, kv_cache, slots)
+                )
         if compiled():
             tensors = (*rows.tensors(), rows.own)
             kernel.steer_rows(
@@ -90,6 +87,19 @@ class CpuLayer(LayerRows):
             )
         else:
             in_torch(output, query, kv_cache, table, rows, self.packed, options)
+
+    def _commit(
+        self,
+        own: list[torch.Tensor],
+        dtype: torch.dtype,
+        kv_cache: torch.Tensor,
+        slots: torch.Tensor,
+        chosen: torch.Tensor,
+    ) -> None:
+        """Write chosen side rows' keys and values. Nothing of a layer's own memory is held until
+        then: the next layer could not use it, and every layer would fill new pages."""
+        kept = (t.to(dtype).index_select(0, chosen) for t in own)
+        self.layer.impl.do_kv_cache_update(self.layer, *kept, kv_cache, slots)
 
     def weigh(
         self,
