@@ -98,6 +98,13 @@ def calibrate(argv: Sequence[str]) -> int:
     return command.main(argv, calibrate.__doc__ or "")
 
 
+def diagnose(argv: Sequence[str]) -> int:
+    """See, by layer and head, where a model looks, and whether that tells its answers."""
+    from adaptvis_vllm.diagnosis import command
+
+    return command.main(argv, diagnose.__doc__ or "")
+
+
 def reference(argv: Sequence[str]) -> int:
     """Answer the same rows with eager transformers, two prompt passes for adaptive."""
     from adaptvis_vllm.reference import command
@@ -120,6 +127,7 @@ COMMANDS = {
     "batch": batch,
     "eval": evaluate,
     "calibrate": calibrate,
+    "diagnose": diagnose,
     "reference": reference,
     "bench": bench,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from adaptvis_vllm.offline.schema import output_row
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
 LOADERS = 4
+# What sees a finished `RequestOutput` before it is dropped: (question's number, steering's number,
+# output) -> why the question cannot be used, or None.
+See = Callable[[int, int, Any], str | None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def answer(
     chat: bool = False,
     progress: bool = False,
     refuse: Refuse = not_allowed,
+    see: See | None = None,
 ) -> list[list[Answer]]:
     """[len(questions)][len(steerings)] answers; none for a question that was refused.
 
@@ -67,6 +71,8 @@ def answer(
     for number, (_, output) in enumerate(bar):
         place = number // len(settings)
         question = questions[place]
+        if see is not None and not isinstance(output, str) and place not in refused:
+            output = see(place, number % len(settings), output) or output
         if isinstance(output, str):
             if place not in refused:
                 refuse(question, output)

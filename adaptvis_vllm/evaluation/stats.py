@@ -47,6 +47,13 @@ def interval(right: Any, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
     return _percentiles(float(np.mean(right)), means(right, samples=samples, seed=seed)[:, 0])
 
 
+def intervals(values: Any, *, samples: int = SAMPLES, seed: int = 0) -> list[Interval]:
+    """Of the mean of each of [M, N] numbers on the same questions, under the same resamples."""
+    table = np.asarray(values, dtype=np.float64)
+    drawn = means(table, samples=samples, seed=seed)
+    return [_percentiles(float(own.mean()), drawn[:, n]) for n, own in enumerate(table)]
+
+
 def paired(base: Any, other: Any, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
     """Of accuracy(other) - accuracy(base) on the same questions. base, other: [N] bool."""
     table = np.stack([np.asarray(base, dtype=np.float64), np.asarray(other, dtype=np.float64)])

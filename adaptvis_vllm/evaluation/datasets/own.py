@@ -6,6 +6,7 @@ Also a folder of such files, each of which is a split, as `data/spatial`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _read(path: Path, refused: list[Refused]) -> list[Question]:
             question = parse(row, path.parent, str(number))
             if question.id in found:
                 raise ValueError(f"the id {question.id!r} occurs twice")
-            found[question.id] = question
+            found[question.id] = replace(question, row=f"{path}, row {number}")
         except ValueError as error:
             row_id = _id(row_id_of(row))
             bad.append(Refused(path.stem, row_id, f"{path.name}, row {number}: {error}"))

@@ -25,6 +25,7 @@ class Question:
     answer: the right answer, or several that are all right; scorers know how to compare.
     choices: the answers that the question offers, if it offers any.
     meta: whatever a benchmark's metrics need (relation, objects, label).
+    row: file and row of own data, for messages.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Question:
     choices: tuple[str, ...] = ()
     prompt: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    row: str = field(default="", compare=False)
 
     @property
     def answers(self) -> tuple[str, ...]:
