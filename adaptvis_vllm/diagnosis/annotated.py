@@ -99,8 +99,9 @@ def _vg_names(name: str) -> Iterator[str]:
 
 def _coco(path: Path, wanted: Mapping[int, str]) -> _Found:
     content = _read(path, _without_outlines)
-    lists = {name: content.get(name) for name in ("annotations", "categories")} if content else {}
-    if not lists or not all(isinstance(value, list) for value in lists.values()):
+    content = content if isinstance(content, Mapping) else {}
+    lists = {name: content.get(name) for name in ("annotations", "categories")}
+    if not all(isinstance(value, list) for value in lists.values()):
         raise ValueError(f"{path} must be COCO's, with lists of annotations and categories")
     names = {}
     for number, entry in enumerate(lists["categories"]):

@@ -110,7 +110,9 @@ def _outside(question: Question) -> str | None:
 
 def _boxes(value: Any, where: str) -> Iterator[list[float]]:
     """One box or several."""
-    several = isinstance(value, list | tuple) and any(isinstance(v, list | tuple) for v in value)
+    several = value == [] or (
+        isinstance(value, list | tuple) and any(isinstance(v, list | tuple) for v in value)
+    )
     for box in value if several else [value]:
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_number, box)):
             raise ValueError(

@@ -137,7 +137,7 @@ def test_the_page_in_a_browser(boxed: bool, tmp_path: Path) -> None:
     text = html.read_text(encoding="utf-8")
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "src=" not in text.replace('src="data:', "")
-    all_plots_visible(measure(html, tmp_path), least=13 if boxed else 6)
+    all_plots_visible(measure(html, tmp_path), least=12 if boxed else 6)
     for dark in (False, True):
         name = f"diagnosis{'' if boxed else '-image'}{'-dark' if dark else ''}.png"
         screenshot(html, ARTEFACTS / name, tmp_path, dark=dark)

@@ -69,7 +69,7 @@ def made_up(
         right = rng.random() < 0.6
         weights = rng.dirichlet(np.ones(17), (12, 8))[..., :16] * rng.random()
         weights[5, 3] *= 0.5
-        weights[5, 3, 0] += 0.3 * right + 0.1 * rng.random()
+        weights[5, 3, 0] += 0.2 * right + 0.3 * rng.random()
         cells = grid(80, 80, 4, 4)
         collector.add(number, 0, make_maps(weights, cells, unknown=unknown))
         texts = ["left" if right else "right"]
