@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adaptvis_vllm.diagnosis import plots
 from adaptvis_vllm.diagnosis.results import Diagnosis
-from adaptvis_vllm.diagnosis.shares import BOXES
+from adaptvis_vllm.diagnosis.shares import BOXES, TITLES
 from adaptvis_vllm.diagnosis.tables import (
     change_table,
     head_table,
@@ -81,7 +81,7 @@ def warnings(found: Diagnosis) -> list[str]:
         out.append(f"Only {fewer} answers are {kind}: an AUROC says little.")
     if of.decided and of.chance > 0.05:
         out.append(
-            f"No head is shown to tell right from wrong by `{of.measure}`: dealt out by chance, "
-            f"right and wrong give a best head as good in {100 * of.chance:.0f} of 100 cases."
+            f"No head is shown to tell right from wrong by the {TITLES[of.measure]}: dealt out by "
+            f"chance, they give a best head as good in {100 * of.chance:.0f} of 100 cases."
         )
     return out

@@ -32,7 +32,7 @@ TITLES = {
     IMAGE: "share on the image",
     BOXES: "share in the boxes",
     INSIDE: "part of the picture's share in the boxes",
-    LIFT: "that part over an even one",
+    LIFT: "lift of the boxes",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from adaptvis_vllm.diagnosis.auroc import REPEATS
 from adaptvis_vllm.diagnosis.results import Diagnosis
-from adaptvis_vllm.diagnosis.shares import BOXES, IMAGE, LIFT, TITLES
+from adaptvis_vllm.diagnosis.shares import BOXES, IMAGE, INSIDE, LIFT, TITLES
 from adaptvis_vllm.evaluation.html.page import Table
 from adaptvis_vllm.evaluation.results import setting, with_interval
 from adaptvis_vllm.evaluation.stats import Interval
@@ -48,15 +48,16 @@ def layer_table(found: Diagnosis) -> Table:
     """A line a layer, means of its heads."""
     columns = ["layer"]
     cells: list[list[str]] = [[str(layer)] for layer in found.shares.layers]
-    for measure, of in found.layers.items():
+    shown = {measure: of for measure, of in found.layers.items() if measure != INSIDE}
+    for measure, of in shown.items():
         show = _times if measure == LIFT else with_interval
         columns += [measure, f"AUROC of {measure}"]
         for row, mean, value in zip(cells, of.mean, of.auroc, strict=True):
             row += [show(mean), number(value)]
     note = (
-        "Means of a layer's heads with 95% intervals: of shares bootstraps, in percent; of AUROCs "
+        "Means of a layer's heads with 95% intervals: of shares, in percent, and of lift bootstraps, "
+        "of AUROCs Newcombe's."
     )
-    note += "Newcombe's."
     return Table(columns, cells, note=note)
 
 
@@ -72,9 +73,7 @@ def head_table(found: Diagnosis) -> Table:
     return Table(
         ["layer.head", "AUROC", "share", "where right", "where wrong"],
         rows,
-        title=f"The first of {of.auroc.size} heads by AUROC of `{of.measure}`"
-        if of.decided
-        else f"The first of {of.auroc.size} heads by `{of.measure}`",
+        title=f"The first of {of.auroc.size} heads by {'AUROC of ' * of.decided}{of.measure}",
         note="" if of.measure == LIFT else "Shares in percent.",
     )
 
@@ -119,14 +118,14 @@ def verdict(found: Diagnosis) -> list[str]:
     if not of.decided:
         which = "right" if of.right.all() else "wrong"
         out.append(
-            f"All are {which}, so that no share can tell right from wrong: there is no AUROC, and "
-            "heads are ranked by share."
+            f"All {len(of.right)} of which the {TITLES[of.measure]} is known are {which}: nothing "
+            "can tell right from wrong there, and heads are ranked by that share."
         )
     else:
         line, head = of.best
         text = (
             f"Of {of.auroc.size} heads, {of.name(of.order[0])} (layer.head) tells right from wrong "
-            f"best by `{of.measure}`, the {TITLES[of.measure]}: AUROC {of.auroc[line, head]:.3f} "
+            f"best by the {TITLES[of.measure]}: AUROC {of.auroc[line, head]:.3f} "
             f"({of.low[line, head]:.3f} to {of.high[line, head]:.3f})"
         )
         text += (
@@ -138,10 +137,11 @@ def verdict(found: Diagnosis) -> list[str]:
     if LIFT in found.heads:
         lift = [mean.value for mean in found.layers[LIFT].mean]
         most = int(np.argmax(lift))
+        share = found.layers[BOXES].mean[most].value
         out.append(
             f"Layer {found.shares.layers[most]} looks at the named objects most: {lift[most]:.2f} "
             "times as much of its attention on the picture lies in their boxes as would if it were "
-            "spread evenly."
+            f"spread evenly. That is {_percent(share)}% of all its attention."
         )
     return out
 

@@ -69,7 +69,7 @@ def test_all_right_leaves_no_auroc_and_ranks_by_share() -> None:
     assert given["numbers"][0]["auroc"] is None
     shares = [entry["share"] for entry in given["numbers"]]
     assert shares == sorted(shares, reverse=True)
-    assert "All are right" in " ".join(verdict(found))
+    assert "boxes is known are right" in " ".join(verdict(found))
     assert "<svg" in page(found)
     assert "-" in measure_table(found).text()
 
