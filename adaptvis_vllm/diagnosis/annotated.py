@@ -100,7 +100,7 @@ def _vg_names(name: str) -> Iterator[str]:
 def _coco(path: Path, wanted: Mapping[int, str]) -> _Found:
     content = _read(path, _without_outlines)
     content = content if isinstance(content, Mapping) else {}
-    lists = {name: content.get(name) for name in ("annotations", "categories")}
+    lists: dict[str, Any] = {n: content.get(n) for n in ("annotations", "categories")}
     if not all(isinstance(value, list) for value in lists.values()):
         raise ValueError(f"{path} must be COCO's, with lists of annotations and categories")
     names = {}

@@ -146,8 +146,10 @@ def _share_map(plt: Any, of: Heads) -> Figure:
     limits: dict[str, Any] = {"cmap": "viridis", "vmin": 0}
     caption = "Unsteered, mean over questions."
     if of.measure == LIFT:
-        reach = max(1.1, float(values.max()))
-        limits = {"cmap": "RdBu", "vmin": 2 - reach, "vmax": reach}
+        from matplotlib.colors import TwoSlopeNorm
+
+        norm = TwoSlopeNorm(1, vmin=0, vmax=max(2.0, float(values.max())))
+        limits = {"cmap": "RdBu", "norm": norm}
         caption += " Blue: more in the boxes than an even look has; red: less."
     return _map(plt, of, values, _unit(of.measure), title, caption, limits)
 

@@ -147,9 +147,9 @@ def as_csv(found: Diagnosis) -> str:
     return out.getvalue()
 
 
-def as_arrays(found: Diagnosis) -> dict[str, NDArray[Any]]:
+def as_arrays(found: Diagnosis) -> dict[str, Any]:
     """For `shares.npz`: every question's share in every head."""
-    out: dict[str, NDArray[Any]] = {
+    out: dict[str, Any] = {
         "ids": np.array([question.id for question in found.questions]),
         "layers": found.shares.layers,
         "right": found.base.right,

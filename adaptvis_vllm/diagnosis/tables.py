@@ -55,8 +55,8 @@ def layer_table(found: Diagnosis) -> Table:
         for row, mean, value in zip(cells, of.mean, of.auroc, strict=True):
             row += [show(mean), number(value)]
     note = (
-        "Means of a layer's heads with 95% intervals: of shares, in percent, and of lift bootstraps, "
-        "of AUROCs Newcombe's."
+        "Means of a layer's heads with 95% intervals: bootstraps of shares, in percent, and lift; "
+        "Newcombe's of AUROCs."
     )
     return Table(columns, cells, note=note)
 
