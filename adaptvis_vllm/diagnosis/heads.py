@@ -118,13 +118,18 @@ def heads(shares: Shares, measure: str, right: NDArray[np.bool_]) -> Heads:
 
 def layers(found: Heads) -> Layers:
     per_layer = found.values.mean(2, dtype=np.float64)
-    value = auroc.auroc(per_layer, found.right)
-    low, high = auroc.interval(value, int(found.right.sum()), int((~found.right).sum()))
     parts = [per_layer, per_layer[found.right], per_layer[~found.right]]
     return Layers(
-        tuple(Interval(*map(float, ends)) for ends in zip(value, low, high, strict=True)),
+        telling(per_layer, found.right),
         *(tuple(intervals(part.T)) if len(part) else () for part in parts),
     )
+
+
+def telling(values: Any, right: NDArray[np.bool_]) -> tuple[Interval, ...]:
+    """[N] AUROCs of columns [q, N] with their intervals; NaN where all are right or all wrong."""
+    value = auroc.auroc(values, right)
+    low, high = auroc.interval(value, int(right.sum()), int((~right).sum()))
+    return tuple(Interval(*map(float, ends)) for ends in zip(value, low, high, strict=True))
 
 
 def ranking(found: Heads, about: Mapping[str, Any]) -> dict[str, Any]:

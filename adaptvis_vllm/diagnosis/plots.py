@@ -44,8 +44,11 @@ def layers(found: Diagnosis) -> list[Figure]:
             for measure in shown:
                 _curve(axes, found, found.layers[measure].auroc, KINDS[measure], measure, 1)
             axes.axhline(0.5, color=svg.INK, ls=":", lw=1, label="of no use")
+            if found.size is not None:
+                label = "size of the boxes"
+                axes.axhline(found.size.value, color=svg.INK, ls="--", lw=1, label=label)
             axes.set(ylabel="AUROC")
-            _finish(axes, found)
+            _finish(axes, found, columns=3)
             caption = (
                 "Of the mean of a layer's heads, right against wrong unsteered answers; bands: "
             )

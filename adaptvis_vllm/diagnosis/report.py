@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adaptvis_vllm.diagnosis import plots
 from adaptvis_vllm.diagnosis.results import Diagnosis
-from adaptvis_vllm.diagnosis.shares import BOXES, TITLES
+from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, TITLES
 from adaptvis_vllm.diagnosis.tables import (
     change_table,
     head_table,
@@ -84,4 +84,11 @@ def warnings(found: Diagnosis) -> list[str]:
             f"No head is shown to tell right from wrong by the {TITLES[of.measure]}: dealt out by "
             f"chance, they give a best head as good in {100 * of.chance:.0f} of 100 cases."
         )
+    if of.held is not None and found.size is not None and of.measure in (BOXES, INSIDE):
+        size = found.size.value
+        if size >= of.held.low:
+            out.append(
+                f"The size of the boxes alone tells right from wrong with an AUROC of {size:.3f}: what "
+                f"the {TITLES[of.measure]} tells may be that. Lift takes the size out."
+            )
     return out

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from adaptvis_vllm.diagnosis.boxes import Boxes
 from adaptvis_vllm.diagnosis.collect import Shares
-from adaptvis_vllm.diagnosis.heads import Heads, Layers, heads, held_json, layers
+from adaptvis_vllm.diagnosis.heads import Heads, Layers, heads, held_json, layers, telling
 from adaptvis_vllm.evaluation.datasets.question import Question, Refused
 from adaptvis_vllm.evaluation.results import Outcome
+from adaptvis_vllm.evaluation.stats import Interval
 
 TOP = 10  # heads in a table
 CHANGES = ("mended", "broken", "right both times", "wrong both times")
@@ -54,6 +55,16 @@ class Diagnosis:
     @property
     def ranked(self) -> Heads:
         return self.heads[self.measure]
+
+    @cached_property
+    def size(self) -> Interval | None:
+        """AUROC of `even`, the size of the boxes as the image positions see it, without any look;
+        None without boxes."""
+        rows = self.shares.boxed
+        if not rows.any():
+            return None
+        (found,) = telling(self.shares.even[rows, None], self.base.right[rows])
+        return found
 
     @property
     def changes(self) -> dict[str, NDArray[np.bool_]]:
@@ -105,6 +116,8 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             for measure, of in found.heads.items()
         },
     }
+    if found.size is not None:
+        out["size_of_boxes"] = asdict(found.size)
     if found.steered is not None:
         out["steered"] = {
             "steering": asdict(found.steered.steering) if found.steered.steering else None,

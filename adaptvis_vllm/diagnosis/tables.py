@@ -11,6 +11,7 @@ from adaptvis_vllm.evaluation.html.page import Table
 from adaptvis_vllm.evaluation.results import setting, with_interval
 from adaptvis_vllm.evaluation.stats import Interval
 
+SIZE = "size of the boxes"
 TOP = 10  # heads in a table
 
 
@@ -32,6 +33,8 @@ def measure_table(found: Diagnosis) -> Table:
                 f"{of.chance:.3f}" if of.decided else "",
             ]
         )
+    if found.size is not None:
+        rows.append([SIZE, str(int(found.shares.boxed.sum())), "", number(found.size), "", "", ""])
     return Table(
         ["measure", "questions", "best head", "AUROC", "cross-validated", "shuffled", "chance"],
         rows,
@@ -39,7 +42,9 @@ def measure_table(found: Diagnosis) -> Table:
         "The best head is picked among all, so its AUROC is too good. cross-validated: picked on "
         f"one half of the questions and judged on the other, both ways, {REPEATS} times. shuffled: "
         "what the best head stays below in 95 of 100 cases where right and wrong are dealt out by "
-        "chance; chance: how often it then is as good as here.",
+        "chance; chance: how often it then is as good as here."
+        + f" {SIZE}: what the share in the boxes would tell if all heads looked evenly."
+        * (found.size is not None),
         strong=[list(found.heads).index(found.measure)],
     )
 

@@ -99,13 +99,29 @@ def test_the_numbers_of_all_files_agree(found: Any) -> None:
 
 
 def test_tables_have_a_line_each(found: Any) -> None:
-    assert [row[0] for row in measure_table(found).rows] == ["image", "boxes", "inside", "lift"]
+    names = [row[0] for row in measure_table(found).rows]
+    assert names == ["image", "boxes", "inside", "lift", "size of the boxes"]
+    assert [row[0] for row in measure_table(made_up(20, boxed=False)).rows] == ["image"]
     assert len(layer_table(found).rows) == 12
     changed = change_table(found)
     assert changed is not None
     names = [row[0] for row in changed.rows]
     assert names == ["mended", "broken", "right both times", "wrong both times"]
     assert change_table(made_up(20, steered=False)) is None
+
+
+def test_big_boxes_are_found_out(found: Any) -> None:
+    """Heads that all look evenly tell what the boxes' size tells, and the page says so."""
+    right = found.base.right
+    assert found.size.value == 0.5  # all boxes are alike here
+    assert not any("size of the boxes" in warning for warning in warnings(found))
+    even = found.shares.even * (1 + right)
+    flat = np.broadcast_to(even[:, None, None] * 0.7, (160, 12, 8)).astype(np.float32)
+    before = dict(found.shares.before) | {"boxes": flat}
+    big = replace(found, shares=replace(found.shares, before=before, even=even))
+    assert big.size.value == pytest.approx(1)
+    assert big.ranked.auroc.min() == pytest.approx(1)
+    assert any("The size of the boxes alone" in warning for warning in warnings(big))
 
 
 @pytest.mark.parametrize(
