@@ -16,6 +16,7 @@ from adaptvis_vllm.evaluation.stats import Interval
 
 RIGHT, WRONG = svg.COLOURS[2], svg.COLOURS[1]
 KINDS = {IMAGE: svg.COLOURS[0], BOXES: svg.COLOURS[3], LIFT: svg.COLOURS[4]}
+SKEWED = 20  # times the median, from which on the largest share asks for a logarithmic scale
 TICKS = 16  # numbers of layers or heads on an axis, at most
 
 
@@ -77,12 +78,14 @@ def best(found: Diagnosis) -> list[Figure]:
     parts = [(values[of.right], RIGHT, "right"), (values[~of.right], WRONG, "wrong")]
     with svg.style() as plt:
         drawn, axes = plt.subplots()
-        edges = np.linspace(0, max(float(values.max()), 1e-6), 31)
+        most = max(float(values.max()), 1e-6)
+        skew = float(np.median(values)) < most / SKEWED
+        edges = np.geomspace(most / 1e4, most, 41) if skew else np.linspace(0, most, 31)
         for part, colour, label in parts:
             if len(part):
                 weights = np.full(len(part), 100 / len(part))
                 axes.hist(
-                    part,
+                    np.maximum(part, edges[0]),
                     bins=edges,
                     weights=weights,
                     histtype="stepfilled",
@@ -90,11 +93,12 @@ def best(found: Diagnosis) -> list[Figure]:
                     alpha=0.55,
                     label=f"{label}, {len(part)} answers",
                 )
-                axes.axvline(part.mean(), color=colour, ls="--", lw=1.5)
-        axes.set(xlabel=_unit(of.measure), ylabel="answers of a kind, %", xlim=(0, edges[-1]))
+                axes.axvline(np.median(part), color=colour, ls="--", lw=1.5)
+        axes.set(xlabel=_unit(of.measure), ylabel="answers of a kind, %")
+        axes.set(xlim=(edges[0], edges[-1]), xscale="log" if skew else "linear")
         _legend(axes)
         name = of.name(of.order[0])
-        caption = "Unsteered; each kind adds up to 100%. Dashed: means."
+        caption = "Unsteered; each kind adds up to 100%. Dashed: medians."
         return [svg.figure(drawn, f"Right and wrong answers, head {name}", caption)]
 
 

@@ -88,7 +88,7 @@ def warnings(found: Diagnosis) -> list[str]:
         size = found.size.value
         if size >= of.held.low:
             out.append(
-                f"The size of the boxes alone tells right from wrong with an AUROC of {size:.3f}: what "
-                f"the {TITLES[of.measure]} tells may be that. Lift takes the size out."
+                f"The size of the boxes alone tells right from wrong with an AUROC of {size:.3f}: "
+                f"what the {TITLES[of.measure]} tells may be that. Lift takes the size out."
             )
     return out

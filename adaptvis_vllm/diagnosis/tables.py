@@ -58,7 +58,7 @@ def layer_table(found: Diagnosis) -> Table:
         show = _times if measure == LIFT else with_interval
         columns += [measure, f"AUROC of {measure}"]
         for row, mean, value in zip(cells, of.mean, of.auroc, strict=True):
-            row += [show(mean), number(value)]
+            row += [show(mean), number(value, 2)]
     note = (
         "Means of a layer's heads with 95% intervals: bootstraps of shares, in percent, and lift; "
         "Newcombe's of AUROCs."
@@ -151,10 +151,11 @@ def verdict(found: Diagnosis) -> list[str]:
     return out
 
 
-def number(found: Interval) -> str:
+def number(found: Interval, digits: int = 3) -> str:
     if np.isnan(found.value):
         return "-"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    value, low, high = (f"{v:.{digits}f}" for v in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _percent(value: float) -> str:
