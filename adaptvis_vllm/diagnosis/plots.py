@@ -80,7 +80,8 @@ def best(found: Diagnosis) -> list[Figure]:
         drawn, axes = plt.subplots()
         most = max(float(values.max()), 1e-6)
         skew = float(np.median(values)) < most / SKEWED
-        edges = np.geomspace(most / 1e4, most, 41) if skew else np.linspace(0, most, 31)
+        least = max(float(values[values > 0].min(initial=most / 10)), most / 1e8)
+        edges = np.geomspace(least, most, 41) if skew else np.linspace(0, most, 31)
         for part, colour, label in parts:
             if len(part):
                 weights = np.full(len(part), 100 / len(part))

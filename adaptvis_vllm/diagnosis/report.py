@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from adaptvis_vllm.diagnosis import plots
 from adaptvis_vllm.diagnosis.results import Diagnosis
-from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, TITLES
+from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, LIFT, TITLES
 from adaptvis_vllm.diagnosis.tables import (
     change_table,
     head_table,
@@ -14,6 +16,7 @@ from adaptvis_vllm.diagnosis.tables import (
 )
 from adaptvis_vllm.evaluation.html.page import Section, render
 
+LITTLE = 0.001  # a share
 FEW = 20  # right or wrong answers, below which an AUROC says little
 _MEASURES = (
     "Attention is that of the last prompt token, whose row writes the first token. image: its "
@@ -83,6 +86,14 @@ def warnings(found: Diagnosis) -> list[str]:
         out.append(
             f"No head is shown to tell right from wrong by the {TITLES[of.measure]}: dealt out by "
             f"chance, they give a best head as good in {100 * of.chance:.0f} of 100 cases."
+        )
+    line, head = of.best
+    median = float(np.median(of.values[:, line, head]))
+    if of.decided and of.measure != LIFT and median < LITTLE:
+        out.append(
+            f"Head {of.name(of.order[0])}, the best, looks there hardly ever: its "
+            f"{TITLES[of.measure]} is {100 * median:.2g}% at the median. Heads further down the list "
+            "have more."
         )
     if of.held is not None and found.size is not None and of.measure in (BOXES, INSIDE):
         size = found.size.value
