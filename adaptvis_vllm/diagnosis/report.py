@@ -92,8 +92,8 @@ def warnings(found: Diagnosis) -> list[str]:
     if of.decided and of.measure != LIFT and median < LITTLE:
         out.append(
             f"Head {of.name(of.order[0])}, the best, looks there hardly ever: its "
-            f"{TITLES[of.measure]} is {100 * median:.2g}% at the median. Heads further down the list "
-            "have more."
+            f"{TITLES[of.measure]} is {100 * median:.2g}% at the median. Heads further down have "
+            "more."
         )
     if of.held is not None and found.size is not None and of.measure in (BOXES, INSIDE):
         size = found.size.value
