@@ -30,7 +30,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     benchmark = benchmarks.chosen(args)
     questions = benchmarks.selected(benchmark, args)
     method, steering = chosen_steering(args, benchmark)
-    SteeringParams(mode="off", maps=args.maps)
+    Off(maps=args.map_layers)
     split = args.split or benchmark.split
     folder = _folder(args, benchmark.name, split)
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str], doc: str) -> int:
         boxes,
         list(steerings.values()),
         left_out,
-        maps=args.maps,
+        maps=args.map_layers,
         max_tokens=args.max_tokens,
         chat=args.chat,
         progress=True,
@@ -170,7 +170,7 @@ def _options(parser: Any) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FOLDER", help="default diagnose_NAME_SPLIT")
     add(
-        "--maps",
+        "--map-layers",
         default="all",
         metavar="LAYERS",
         help="that are looked at, such as 0-31; default all",

@@ -60,7 +60,7 @@ def answer(
     """
     from tqdm import tqdm
 
-    runner = RowRunner(llm, Path(), logprobs)
+    runner = RowRunner(llm, Path(), logprobs, maps=see is not None)
     settings = [s or Off() for s in steerings]
     options = runner.format.media.get("image")
     outputs = runner.outputs(_rows(questions, settings, max_tokens, chat, options))

@@ -118,7 +118,9 @@ def test_chosen_layers_no_steering_and_bad_rows(
 ) -> None:
     rows = data.read_text() + '{"id": "bad", "image": "none.png", "question": "?", "answer": "a"}\n'
     data.write_text(rows)
-    out = run("--data", str(data), "--maps", "1,3", "--by", "lift", "--max-tokens", "2", status=3)
+    out = run(
+        "--data", str(data), "--map-layers", "1,3", "--by", "lift", "--max-tokens", "2", status=3
+    )
     given = json.loads((out / "diagnosis.json").read_text(encoding="utf-8"))
     assert (given["layers"], given["steered"], given["questions"]) == ([1, 3], None, COUNT)
     assert [error["id"] for error in given["errors"]] == ["bad"]
@@ -169,7 +171,7 @@ def test_bad_boxes_stop_it_before_an_engine_starts(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--maps", "9-2"], "maps"),
+        (["--map-layers", "9-2"], "maps"),
         (["--by", "lift"], "--by lift needs boxes, and no question has any"),
         (["-o", "absent/out"], "must be a folder, new or not, in one that exists"),
         (["--limit", "0"], "--limit must be >= 1"),
