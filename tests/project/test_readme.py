@@ -164,6 +164,21 @@ def calibrated(folder: Path, printed: str) -> None:
     assert "calibrated/preset.json" in printed
 
 
+def diagnosed(heads: int) -> Callable[[Path, str], None]:
+    """That the folder it names last has all files, for a model of so many heads in all."""
+
+    def check(folder: Path, printed: str) -> None:
+        last = folder / printed.splitlines()[-1]
+        assert last.name == "shares.npz"
+        names = {"report.html", "diagnosis.json", "heads.json", "heads.csv", "shares.npz"}
+        assert {path.name for path in last.parent.iterdir()} == names
+        given = json.loads((last.parent / "heads.json").read_text(encoding="utf-8"))
+        assert len(given["heads"]) == heads
+        assert "mended" in printed
+
+    return check
+
+
 # How a command begins, and what it leaves or prints.
 ENDING: dict[str, Callable[[Path, str], None]] = {
     r"adaptvis doctor ": doctor,
@@ -176,6 +191,8 @@ ENDING: dict[str, Callable[[Path, str], None]] = {
     ),
     r"adaptvis eval --data data/spatial --split distractors ": methods("base", "ScalingVis"),
     r"adaptvis calibrate --data data/spatial ": calibrated,
+    r"adaptvis diagnose --data questions ": diagnosed(16),
+    r"adaptvis diagnose --data data/spatial ": diagnosed(36),
 }
 
 
