@@ -18,8 +18,8 @@ from adaptvis_vllm.offline.schema import output_row
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
 LOADERS = 4
-# What sees a finished `RequestOutput` before it is dropped: (question's number, steering's number,
-# output) -> why the question cannot be used, or None.
+# What sees a `RequestOutput` as soon as it is finished, before it is dropped: (question's number,
+# steering's number, output) -> why the question cannot be used, or None.
 See = Callable[[int, int, Any], str | None]
 
 
@@ -56,41 +56,47 @@ def answer(
     llm: a vLLM `LLM`. A steering of None is `Off()`: no engine default applies. The requests
     go out question by question, so that the steerings of one question share its prompt
     through the prefix cache. chat: use the chat template even where there is a raw prompt.
-    progress: a bar on stderr. refuse: called for a question that cannot be answered.
+    progress: a bar on stderr. refuse: called for a question that cannot be answered. see: called
+    with each output as it ends, in any order; with it steerings may ask for maps.
     """
     from tqdm import tqdm
 
     runner = RowRunner(llm, Path(), logprobs, maps=see is not None)
     settings = [s or Off() for s in steerings]
     options = runner.format.media.get("image")
-    outputs = runner.outputs(_rows(questions, settings, max_tokens, chat, options))
+
+    def kept(number: int, output: Any) -> Answer | str:
+        place, steering = divmod(number, len(settings))
+        reason = None if see is None else see(place, steering, output)
+        return reason or _answer(output, logprobs is not None)
+
+    found = runner.outputs(_rows(questions, settings, max_tokens, chat, options), kept)
     total = len(questions) * len(settings)
     answers: list[list[Answer]] = [[] for _ in questions]
-    bar = tqdm(outputs, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
+    bar = tqdm(found, total=total, unit="answer", dynamic_ncols=True, disable=not progress)
     refused: set[int] = set()
-    for number, (_, output) in enumerate(bar):
+    for number, (_, one) in enumerate(bar):
         place = number // len(settings)
-        question = questions[place]
-        if see is not None and not isinstance(output, str) and place not in refused:
-            output = see(place, number % len(settings), output) or output
-        if isinstance(output, str):
+        if isinstance(one, str):
             if place not in refused:
-                refuse(question, output)
+                refuse(questions[place], one)
             refused.add(place)
             answers[place].clear()
-        if place in refused:
-            continue
-        row = output_row(question.id, output, logprobs=logprobs is not None)
-        answers[place].append(
-            Answer(
-                row["text"],
-                tuple(row["token_ids"]),
-                row["adaptvis"],
-                row.get("logprobs"),
-                computed_tokens(output),
-            )
-        )
+        if place not in refused:
+            answers[place].append(one)
     return answers
+
+
+def _answer(output: Any, logprobs: bool) -> Answer:
+    """Of a finished vLLM `RequestOutput`."""
+    row = output_row(None, output, logprobs=logprobs)
+    return Answer(
+        row["text"],
+        tuple(row["token_ids"]),
+        row["adaptvis"],
+        row.get("logprobs"),
+        computed_tokens(output),
+    )
 
 
 def computed_tokens(output: Any) -> int:

@@ -7,7 +7,7 @@ at the same steps in every run, so that an evaluation computes the same batches 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,14 @@ class RowRunner:
             else:
                 yield self.format.row(row_id, result)
 
-    def outputs(self, values: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """The same as (row id, finished vLLM `RequestOutput`, or why there is none)."""
+    def outputs(
+        self, values: Iterable[Any], keep: Callable[[int, Any], Any] | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """The same as (row id, finished vLLM `RequestOutput`, or why there is none).
+
+        keep: given a row's number and its output as soon as it is finished, returns what is yielded
+        in the output's place; only that is held while earlier rows run.
+        """
         source = iter(values)
         done: dict[int, tuple[Any, Any]] = {}
         running: dict[str, tuple[int, Any]] = {}
@@ -65,7 +71,10 @@ class RowRunner:
                 for output in self.llm.llm_engine.step():
                     if output.finished:
                         number, row_id = running.pop(output.request_id)
-                        done[number] = row_id, given_up(output) or output
+                        kept = given_up(output) or (
+                            output if keep is None else keep(number, output)
+                        )
+                        done[number] = row_id, kept
             while written in done:
                 yield done.pop(written)
                 written += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from adaptvis_vllm import Off, ScalingVis, cli
 from adaptvis_vllm.diagnosis import command
 from adaptvis_vllm.evaluation.answers import answer
 from adaptvis_vllm.evaluation.datasets import benchmarks
+from adaptvis_vllm.offline.runner import RowRunner
 
 COUNT = 8
 CAT, BED = [3.0, 4, 20, 25], [10.0, 30, 50, 55]
@@ -111,6 +114,34 @@ def covered(position: Any, box: Any) -> float:
     width = max(0.0, min(x1, box[2]) - max(x0, box[0]))
     height = max(0.0, min(y1, box[3]) - max(y0, box[1]))
     return width * height / ((x1 - x0) * (y1 - y0))
+
+
+def test_maps_are_not_held_while_an_earlier_answer_runs(engine: Any, tmp_path: Path) -> None:
+    """Each is seen when it ends, and gone before the first row, the longest, is done."""
+    held: list[weakref.ref[Any]] = []
+    order: list[int] = []
+
+    def keep(number: int, output: Any) -> str:
+        if number == 0:
+            gc.collect()
+            assert [ref() for ref in held] == [None] * 5
+        held.append(weakref.ref(output.adaptvis_maps))
+        order.append(number)
+        return f"kept {number}"
+
+    rows = [
+        {
+            "id": number,
+            "question": f"Where is it? {number}",
+            "image": make_image(number),
+            "max_tokens": 2 if number else 24,
+            "adaptvis": Off(maps="all"),
+        }
+        for number in range(6)
+    ]
+    found = list(RowRunner(engine, tmp_path, maps=True).outputs(rows, keep))
+    assert found == [(number, f"kept {number}") for number in range(6)]
+    assert order[-1] == 0
 
 
 def test_chosen_layers_no_steering_and_bad_rows(
