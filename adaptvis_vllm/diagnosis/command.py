@@ -15,6 +15,7 @@ from adaptvis_vllm.evaluation.datasets.scoring import check_scorer
 from adaptvis_vllm.evaluation.methods import BASE, chosen_methods
 from adaptvis_vllm.files.lines import dumps
 from adaptvis_vllm.options import engine_options, engine_parser, make_llm, steering_options
+from adaptvis_vllm.steering.defaults import MAX_MAP_BYTES, steered_config
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str], doc: str) -> int:
     questions = benchmarks.selected(benchmark, args)
     method, steering = chosen_steering(args, benchmark)
     Off(maps=args.map_layers)
+    own = {} if args.map_bytes is None else {MAX_MAP_BYTES: args.map_bytes}
+    config = steered_config(args.additional_config, own)
     split = args.split or benchmark.split
     folder = _folder(args, benchmark.name, split)
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str], doc: str) -> int:
     boxes, notes = boxes_of(benchmark, args.data, questions)
     measure = _measure(args.by, any(boxes))
     steerings = {BASE: Off()} | ({method: steering} if steering else {})
-    llm = make_llm(args)
+    llm = make_llm(args, additional_config=config)
     asked = {id(q): b for q, b in zip(questions, boxes, strict=True)}
     questions, answers, shares = collect(
         llm,
@@ -175,6 +178,8 @@ def _options(parser: Any) -> None:
         metavar="LAYERS",
         help="that are looked at, such as 0-31; default all",
     )
+    text = "largest maps of a question; default 67108864"
+    add("--max-map-bytes", dest="map_bytes", type=int, metavar="N", help=text)
     add(
         "--by",
         choices=MEASURES,

@@ -65,6 +65,24 @@ def test_none(own: Any) -> None:
         assert own_boxes(own(**fields)[0]) is None
 
 
+def test_parquet(own: Any, tmp_path: Path) -> None:
+    """A struct has every name in every row, null where there is no such box."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"question": "Where is the mug?", "answer": "on", "image": str(tmp_path / "a.png")}
+    own()
+    boxes = [{"mug": MUG}, {"table": TABLE}, None]
+    table = pa.Table.from_pylist([row | {"boxes": box} for box in boxes])
+    pq.write_table(table, tmp_path / "own.parquet")
+    questions = benchmarks.load(None, str(tmp_path / "own.parquet")).questions
+    check_inside(questions)
+    first, second, third = map(own_boxes, questions)
+    assert (as_lists(first), first.named) == ([[MUG]], True)
+    assert (as_lists(second), second.named) == ([[TABLE]], False)
+    assert third is None
+
+
 def test_several_pictures(own: Any) -> None:
     images = {"image": None, "images": ["a.png", "a.png"]}
     found = own_boxes(own(**images, boxes=[{"mug": MUG}, {}])[0])

@@ -51,7 +51,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def run(engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The command on the module's engine; returns the folder that it wrote."""
-    monkeypatch.setattr(command, "make_llm", lambda args: engine)
+    monkeypatch.setattr(command, "make_llm", lambda args, **options: engine)
 
     def call(*options: str, status: int = 0) -> Path:
         out = tmp_path / "out"
@@ -161,6 +161,13 @@ def test_chosen_layers_no_steering_and_bad_rows(
     assert json.loads((out / "heads.json").read_text())["measure"] == "lift"
 
 
+def test_layers_that_the_model_lacks(
+    run: Any, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--data", str(data), "--map-layers", "2-9", status=1)
+    assert "maps is '2-9', but the model has layers 0-3" in capsys.readouterr().err
+
+
 def test_coco_with_its_annotations(run: Any, tmp_path: Path) -> None:
     folder = write_all(tmp_path / "whatsup")
     (folder / "annotations").mkdir()
@@ -190,7 +197,7 @@ BAD = {
 def test_bad_boxes_stop_it_before_an_engine_starts(
     case: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "make_llm", lambda args: pytest.fail("an engine was started"))
+    monkeypatch.setattr(command, "make_llm", lambda *_, **__: pytest.fail("an engine was started"))
     boxes, sentence = BAD[case]
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[1]["boxes"] = boxes
@@ -203,6 +210,7 @@ def test_bad_boxes_stop_it_before_an_engine_starts(
     ("options", "sentence"),
     [
         (["--map-layers", "9-2"], "maps"),
+        (["--max-map-bytes", "-3"], "max_map_bytes"),
         (["--by", "lift"], "--by lift needs boxes, and no question has any"),
         (["-o", "absent/out"], "must be a folder, new or not, in one that exists"),
         (["--limit", "0"], "--limit must be >= 1"),
@@ -216,7 +224,7 @@ def test_bad_options_stop_it_before_an_engine_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(command, "make_llm", lambda args: pytest.fail("an engine was started"))
+    monkeypatch.setattr(command, "make_llm", lambda *_, **__: pytest.fail("an engine was started"))
     monkeypatch.chdir(data.parent)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     for row in rows:
