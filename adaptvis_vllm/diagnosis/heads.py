@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from adaptvis_vllm.diagnosis import auroc
 from adaptvis_vllm.diagnosis.auroc import Held
 from adaptvis_vllm.diagnosis.collect import Shares
+from adaptvis_vllm.diagnosis.shares import IMAGE
 from adaptvis_vllm.evaluation.stats import Interval, intervals
 
 Array = NDArray[np.float64]
+# A median share on the image below which a head is no candidate for the best: it hardly looks, and
+# float16 leaves little of such weights.
+IDLE = 0.001
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Heads:
     """Of one measure, unsteered, on the q questions of which it is known.
 
     rows: [q], those. right: [q] bool. values: [q, L, H].
+    idle: [L, H] bool, heads that hardly look at the image, see `IDLE`.
     auroc, low, high: [L, H], of right against wrong, with its 95% interval; NaN where all answers
         are right or all wrong.
     held: of the best head, cross-validated; None where that cannot be. shuffled: the best head's
@@ -34,6 +39,7 @@ class Heads:
     rows: NDArray[np.intp]
     right: NDArray[np.bool_]
     values: NDArray[np.float32]
+    idle: NDArray[np.bool_]
     auroc: Array
     low: Array
     high: Array
@@ -48,9 +54,11 @@ class Heads:
 
     @property
     def order(self) -> list[int]:
-        """Numbers of all L x H heads, best first: by AUROC, then by their mean share."""
+        """Numbers of all L x H heads, best first: by AUROC, then by their mean share; idle ones are
+        last."""
         mean = self.values.mean(0, dtype=np.float64).ravel()
-        return np.lexsort((-mean, -np.nan_to_num(self.auroc.ravel()))).tolist()
+        keys = (-mean, -np.nan_to_num(self.auroc.ravel()), self.idle.ravel())
+        return np.lexsort(keys).tolist()
 
     @property
     def best(self) -> tuple[int, int]:
@@ -93,13 +101,19 @@ def heads(shares: Shares, measure: str, right: NDArray[np.bool_]) -> Heads:
     rows = shares.rows(measure)
     values, right = shares.before[measure][rows], right[rows]
     flat = values.reshape(len(rows), -1)
+    idle = np.median(shares.before[IMAGE], axis=0) < IDLE
+    idle &= not idle.all()
+    looks = np.flatnonzero(~idle)
     found = auroc.auroc(flat, right)
     low, high = auroc.interval(found, int(right.sum()), int((~right).sum()))
     shuffled = chance = float("nan")
     if not np.isnan(found).any():
-        best = auroc.best_of_shuffled(flat, right)
+        best = auroc.best_of_shuffled(flat[:, looks], right)
         shuffled = float(np.percentile(best, 95))
-        chance = float((1 + (best >= found.max() - 1e-9).sum()) / (1 + len(best)))
+        chance = float((1 + (best >= found[looks].max() - 1e-9).sum()) / (1 + len(best)))
+    held = auroc.cross_validated(flat[:, looks], right)
+    if held is not None:
+        held = replace(held, picks={int(looks[n]): count for n, count in held.picks.items()})
     shape = values.shape[1:]
     return Heads(
         measure,
@@ -107,10 +121,11 @@ def heads(shares: Shares, measure: str, right: NDArray[np.bool_]) -> Heads:
         rows,
         right,
         values,
+        idle,
         found.reshape(shape),
         low.reshape(shape),
         high.reshape(shape),
-        auroc.cross_validated(flat, right),
+        held,
         shuffled,
         chance,
     )
@@ -147,6 +162,7 @@ def ranking(found: Heads, about: Mapping[str, Any]) -> dict[str, Any]:
                 "share": float(found.mean()[place]),
                 "share_right": float(right[place]),
                 "share_wrong": float(wrong[place]),
+                "idle": bool(found.idle[place]),
             }
         )
     return {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from adaptvis_vllm.diagnosis import plots
+from adaptvis_vllm.diagnosis.heads import IDLE
 from adaptvis_vllm.diagnosis.results import Diagnosis
-from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, LIFT, TITLES
+from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, TITLES
 from adaptvis_vllm.diagnosis.tables import (
     change_table,
     head_table,
@@ -16,7 +15,6 @@ from adaptvis_vllm.diagnosis.tables import (
 )
 from adaptvis_vllm.evaluation.html.page import Section, render
 
-LITTLE = 0.001  # a share
 FEW = 20  # right or wrong answers, below which an AUROC says little
 _MEASURES = (
     "Attention is that of the last prompt token, whose row writes the first token. image: its "
@@ -87,13 +85,10 @@ def warnings(found: Diagnosis) -> list[str]:
             f"No head is shown to tell right from wrong by the {TITLES[of.measure]}: dealt out by "
             f"chance, they give a best head as good in {100 * of.chance:.0f} of 100 cases."
         )
-    line, head = of.best
-    median = float(np.median(of.values[:, line, head]))
-    if of.decided and of.measure != LIFT and median < LITTLE:
+    if idle := int(of.idle.sum()):
         out.append(
-            f"Head {of.name(of.order[0])}, the best, looks there hardly ever: its "
-            f"{TITLES[of.measure]} is {100 * median:.2g}% at the median. Heads further down have "
-            "more."
+            f"{idle} of {of.idle.size} heads give the image less than {100 * IDLE:g}% of their "
+            "attention at the median: they are ranked last."
         )
     if of.held is not None and found.size is not None and of.measure in (BOXES, INSIDE):
         size = found.size.value

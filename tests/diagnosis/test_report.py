@@ -60,6 +60,22 @@ def test_the_ranking_is_a_file(found: Any) -> None:
     assert given["best"]["cross_validated"]["picks"] == {"5.3": 40}
 
 
+def test_a_head_that_hardly_looks_is_ranked_last(found: Any) -> None:
+    """However well it tells, on its own and by chance."""
+    before = {name: values.copy() for name, values in found.shares.before.items()}
+    for values in before.values():
+        values[:, 2, 1] = 1e-6 * (1 + found.base.right)
+    told = replace(found, shares=replace(found.shares, before=before))
+    of = told.ranked
+    assert of.auroc[2, 1] == 1
+    assert (of.name(of.order[0]), of.name(of.order[-1])) == ("5.3", "2.1")
+    assert np.flatnonzero(of.idle).tolist() == [2 * 8 + 1]
+    assert of.held is not None
+    assert of.held.picks == {5 * 8 + 3: 40}
+    assert ranking(of, {})["numbers"][-1]["idle"]
+    assert any("1 of 96 heads give the image less than 0.1%" in text for text in warnings(told))
+
+
 def test_all_right_leaves_no_auroc_and_ranks_by_share() -> None:
     found = made_up(30, steered=False)
     base = replace(found.base, right=np.ones(30, bool))
