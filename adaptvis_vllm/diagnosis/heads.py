@@ -18,7 +18,7 @@ from adaptvis_vllm.evaluation.stats import Interval, intervals
 Array = NDArray[np.float64]
 # A median share on the image below which a head is no candidate for the best: it hardly looks, and
 # float16 leaves little of such weights.
-IDLE = 0.001
+BLIND = 0.001
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Heads:
     """Of one measure, unsteered, on the q questions of which it is known.
 
     rows: [q], those. right: [q] bool. values: [q, L, H].
-    idle: [L, H] bool, heads that hardly look at the image, see `IDLE`.
+    blind: [L, H] bool, heads that hardly look at the image, see `BLIND`.
     auroc, low, high: [L, H], of right against wrong, with its 95% interval; NaN where all answers
         are right or all wrong.
     held: of the best head, cross-validated; None where that cannot be. shuffled: the best head's
@@ -39,7 +39,7 @@ class Heads:
     rows: NDArray[np.intp]
     right: NDArray[np.bool_]
     values: NDArray[np.float32]
-    idle: NDArray[np.bool_]
+    blind: NDArray[np.bool_]
     auroc: Array
     low: Array
     high: Array
@@ -54,10 +54,10 @@ class Heads:
 
     @property
     def order(self) -> list[int]:
-        """Numbers of all L x H heads, best first: by AUROC, then by their mean share; idle ones are
+        """Numbers of all L x H heads, best first: by AUROC, then by their mean share; blind ones are
         last."""
         mean = self.values.mean(0, dtype=np.float64).ravel()
-        keys = (-mean, -np.nan_to_num(self.auroc.ravel()), self.idle.ravel())
+        keys = (-mean, -np.nan_to_num(self.auroc.ravel()), self.blind.ravel())
         return np.lexsort(keys).tolist()
 
     @property
@@ -101,9 +101,9 @@ def heads(shares: Shares, measure: str, right: NDArray[np.bool_]) -> Heads:
     rows = shares.rows(measure)
     values, right = shares.before[measure][rows], right[rows]
     flat = values.reshape(len(rows), -1)
-    idle = np.median(shares.before[IMAGE], axis=0) < IDLE
-    idle &= not idle.all()
-    looks = np.flatnonzero(~idle)
+    blind = np.median(shares.before[IMAGE], axis=0) < BLIND
+    blind &= not blind.all()
+    looks = np.flatnonzero(~blind)
     found = auroc.auroc(flat, right)
     low, high = auroc.interval(found, int(right.sum()), int((~right).sum()))
     shuffled = chance = float("nan")
@@ -121,7 +121,7 @@ def heads(shares: Shares, measure: str, right: NDArray[np.bool_]) -> Heads:
         rows,
         right,
         values,
-        idle,
+        blind,
         found.reshape(shape),
         low.reshape(shape),
         high.reshape(shape),
@@ -162,7 +162,7 @@ def ranking(found: Heads, about: Mapping[str, Any]) -> dict[str, Any]:
                 "share": float(found.mean()[place]),
                 "share_right": float(right[place]),
                 "share_wrong": float(wrong[place]),
-                "idle": bool(found.idle[place]),
+                "blind": bool(found.blind[place]),
             }
         )
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptvis_vllm.diagnosis import plots
-from adaptvis_vllm.diagnosis.heads import IDLE
+from adaptvis_vllm.diagnosis.heads import BLIND
 from adaptvis_vllm.diagnosis.results import Diagnosis
 from adaptvis_vllm.diagnosis.shares import BOXES, INSIDE, TITLES
 from adaptvis_vllm.diagnosis.tables import (
@@ -85,9 +85,9 @@ def warnings(found: Diagnosis) -> list[str]:
             f"No head is shown to tell right from wrong by the {TITLES[of.measure]}: dealt out by "
             f"chance, they give a best head as good in {100 * of.chance:.0f} of 100 cases."
         )
-    if idle := int(of.idle.sum()):
+    if blind := int(of.blind.sum()):
         out.append(
-            f"{idle} of {of.idle.size} heads give the image less than {100 * IDLE:g}% of their "
+            f"{blind} of {of.blind.size} heads give the image less than {100 * BLIND:g}% of their "
             "attention at the median: they are ranked last."
         )
     if of.held is not None and found.size is not None and of.measure in (BOXES, INSIDE):

@@ -105,7 +105,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
                 "auroc": of.auroc.tolist(),
                 "low": of.low.tolist(),
                 "high": of.high.tolist(),
-                "idle": of.idle.tolist(),
+                "blind": of.blind.tolist(),
                 "share": of.mean().tolist(),
                 "share_right": of.mean(of.right).tolist(),
                 "share_wrong": of.mean(~of.right).tolist(),

@@ -78,7 +78,7 @@ def head_table(found: Diagnosis) -> Table:
     return Table(
         ["layer.head", "AUROC", "share", "where right", "where wrong"],
         rows,
-        title=f"The first of {(~of.idle).sum()} heads by {'AUROC of ' * of.decided}{of.measure}",
+        title=f"The first of {(~of.blind).sum()} heads by {'AUROC of ' * of.decided}{of.measure}",
         note="" if of.measure == LIFT else "Shares in percent.",
     )
 
@@ -129,7 +129,7 @@ def verdict(found: Diagnosis) -> list[str]:
     else:
         line, head = of.best
         text = (
-            f"Of {(~of.idle).sum()} heads, {of.name(of.order[0])} (layer.head) tells right from "
+            f"Of {(~of.blind).sum()} heads, {of.name(of.order[0])} (layer.head) tells right from "
             f"wrong best by the {TITLES[of.measure]}: AUROC {of.auroc[line, head]:.3f} "
             f"({of.low[line, head]:.3f} to {of.high[line, head]:.3f})"
         )

@@ -69,10 +69,10 @@ def test_a_head_that_hardly_looks_is_ranked_last(found: Any) -> None:
     of = told.ranked
     assert of.auroc[2, 1] == 1
     assert (of.name(of.order[0]), of.name(of.order[-1])) == ("5.3", "2.1")
-    assert np.flatnonzero(of.idle).tolist() == [2 * 8 + 1]
+    assert np.flatnonzero(of.blind).tolist() == [2 * 8 + 1]
     assert of.held is not None
     assert of.held.picks == {5 * 8 + 3: 40}
-    assert ranking(of, {})["numbers"][-1]["idle"]
+    assert ranking(of, {})["numbers"][-1]["blind"]
     assert any("1 of 96 heads give the image less than 0.1%" in text for text in warnings(told))
 
 
