@@ -54,8 +54,7 @@ class Heads:
 
     @property
     def order(self) -> list[int]:
-        """Numbers of all L x H heads, best first: by AUROC, then by their mean share; blind ones are
-        last."""
+        """Numbers of all L x H heads, best first: by AUROC, then by mean share; blind ones last."""
         mean = self.values.mean(0, dtype=np.float64).ravel()
         keys = (-mean, -np.nan_to_num(self.auroc.ravel()), self.blind.ravel())
         return np.lexsort(keys).tolist()

@@ -142,7 +142,7 @@ def _auroc_map(plt: Any, of: Heads) -> Figure:
     title = f"AUROC of {of.measure}, every head"
     caption = (
         "Blue: more attention goes with right answers; red: with wrong ones. Framed: the best. Of "
-        f"{(~of.blind).sum()} heads of no use, the best reaches {of.shuffled:.3f} in 5 of 100 cases."
+        f"{(~of.blind).sum()} heads of no use the best reaches {of.shuffled:.3f} in 5 of 100 cases."
     )
     limits = {"cmap": "RdBu", "vmin": 0.5 - reach, "vmax": 0.5 + reach}
     return _map(plt, of, of.auroc, "AUROC", title, caption, limits, frame=True)
