@@ -134,10 +134,10 @@ def _add(group: Any, name: str, option: str, dest: str) -> None:
 _MAPS = ("maps", "maps_tokens", MAX_MAP_BYTES)
 
 
-def map_options(parser: Any, *, folder_alone: bool = False) -> None:
+def map_options(parser: Any, *, folder_alone: bool = False, limit: bool = True) -> None:
     """Add --maps, whose value is `map_folder`, and what goes with it.
 
-    folder_alone: `steering_options` has added the rest.
+    folder_alone: `steering_options` has added the rest. limit: with --max-map-bytes.
     """
     group = parser.add_argument_group("attention maps")
     group.add_argument(
@@ -147,7 +147,7 @@ def map_options(parser: Any, *, folder_alone: bool = False) -> None:
         metavar="FOLDER",
         help="write the attention maps of each row, ID.npz; of all layers unless it is said",
     )
-    for name in () if folder_alone else _MAPS:
+    for name in () if folder_alone else _MAPS if limit else _OPTIONS:
         _add(group, name, _OPTIONS.get(name, "--max-map-bytes"), name)
 
 

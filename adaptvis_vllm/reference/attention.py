@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,16 +12,24 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "adaptvis_reference"
 # Arguments that change the logits in ways `_steered_attention` does not know.
-_UNKNOWN = ("s_aux", "position_bias")
+_UNKNOWN = ("position_bias",)
+
+
+class Watcher(Protocol):
+    """Who is shown the weights of every layer's attention."""
+
+    def see(self, layer: int, weights: torch.Tensor) -> None:
+        """weights: [1, heads, rows, columns], as `_attention` returns them."""
 
 
 class Steering:
-    """What the attention layers of one model shall do now."""
+    """What the attention layers of one model shall do now. watch: None for nobody."""
 
     def __init__(self) -> None:
         self.alpha = 1.0
         self.columns: torch.Tensor | None = None  # [prompt length] bool; None: nothing
         self.wanted: frozenset[int] = frozenset()
+        self.watch: Watcher | None = None
         self._done: set[int] = set()
 
     def begin(self, alpha: float, columns: torch.Tensor, layers: frozenset[int]) -> None:
@@ -77,9 +85,14 @@ def _attention(
     """
     steering: Steering | None = getattr(module, "adaptvis_reference", None)
     if steering and steering.claims(module.layer_idx, query.shape[2], key.shape[2]):
-        return _steered_attention(steering, module, query, key, value, attention_mask, **kwargs)
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    return eager(module, query, key, value, attention_mask, **kwargs)
+        given = (steering, module, query, key, value, attention_mask)
+        out, weights = _steered_attention(*given, **kwargs)
+    else:
+        eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+        out, weights = eager(module, query, key, value, attention_mask, **kwargs)
+    if steering and steering.watch:
+        steering.watch.see(module.layer_idx, weights)
+    return out, weights
 
 
 def _steered_attention(
@@ -91,12 +104,14 @@ def _steered_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """s[n, j] = alpha * (q_n . k_j) * scaling for image positions j, n the last row.
 
     The scale comes after `scaling`, before soft cap and mask. In the order of operations
-    of transformers' eager attention: alpha 1 changes no bit.
+    of transformers' eager attention: alpha 1 changes no bit. s_aux: [heads], the logits of
+    learned sinks, a column of its own that has no value.
     """
     for name in _UNKNOWN:
         if kwargs.get(name) is not None:
@@ -112,7 +127,12 @@ def _steered_attention(
         scores = (scores / softcap).tanh() * softcap
     if attention_mask is not None:
         scores = scores + attention_mask
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+        scores = scores - scores.max(dim=-1, keepdim=True).values
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = weights[..., : key.shape[2]]
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 

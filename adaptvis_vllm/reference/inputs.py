@@ -22,18 +22,19 @@ def prepare(
     images: Sequence[Image.Image],
     videos: Sequence[Video],
     literals: Literals | None = None,
+    divided: bool = False,
 ) -> Any:
     """The processor's `BatchFeature` of one prompt, text or chat messages.
 
     literals: puts stand-ins into `input_ids` where a placeholder is typed text; None: there is
-    no such text.
+    no such text. divided: see `Literals.mark`; such a prompt is none for the model.
     """
     arguments: dict[str, Any] = {}
     if not isinstance(prompt, str):
         prompt = chat_text(processor, prompt)
         arguments["add_special_tokens"] = False  # the template writes the leading ones itself
     if literals is not None:
-        prompt = literals.mark(prompt, {"image": len(images), "video": len(videos)})
+        prompt = literals.mark(prompt, {"image": len(images), "video": len(videos)}, divided)
     if images:
         arguments["images"] = list(images)
     if videos:

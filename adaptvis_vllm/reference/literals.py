@@ -8,11 +8,13 @@ model. So the others become stand-ins here, tokens of which processor and model 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import AddedToken
+
+_DIVIDER = "\ue001"  # of Unicode's private use
 
 
 class Literals:
@@ -34,13 +36,16 @@ class Literals:
             self.placeholders[modality] = begins or named or feature
             if self.placeholders[modality] != feature:
                 self.never.append(feature)
+        self.tokens = dict(tokens)
         self.real: dict[int, int] = {}  # stand-in -> token
         model.get_input_embeddings().register_forward_pre_hook(
             lambda _, args: (self.restore(args[0]), *args[1:])
         )
 
-    def mark(self, text: str, counts: Mapping[str, int]) -> str:
-        """text with stand-ins for the typed placeholders. counts: pictures by modality."""
+    def mark(self, text: str, counts: Mapping[str, int], divided: bool = False) -> str:
+        """text with stand-ins for the typed placeholders. counts: pictures by modality.
+        divided: with a token of its own behind each of the others, for `owners`."""
+        divider = self._divider() if divided else ""
         left = {self.placeholders[m]: counts.get(m, 0) for m in self.placeholders}
         words = sorted({*left, *self.never}, key=len, reverse=True)
 
@@ -48,7 +53,7 @@ class Literals:
             word = match.group()
             if left.get(word, 0) > 0:
                 left[word] -= 1
-                return word
+                return word + divider
             return self._stand_in(word)
 
         return re.sub("|".join(map(re.escape, words)), one, text)
@@ -58,6 +63,26 @@ class Literals:
         for stand_in, token in self.real.items():
             ids = ids.masked_fill(ids == stand_in, token)
         return ids
+
+    def owners(self, ids: Sequence[int]) -> tuple[list[int], list[str]]:
+        """Of each feature in a divided prompt, which of its pictures and videos it belongs to,
+        counted as they appear; and of each of these its modality."""
+        divider = self.tokenizer.convert_tokens_to_ids(_DIVIDER)
+        modalities = {token: modality for modality, token in self.tokens.items()}
+        owner: list[int] = []
+        seen: list[str] = []
+        modality = ""
+        for token in ids:
+            if token in modalities:
+                modality = modalities[token]
+                owner.append(len(seen))
+            elif token == divider:
+                seen.append(modality)
+        return owner, seen
+
+    def _divider(self) -> str:
+        self.tokenizer.add_tokens([AddedToken(_DIVIDER, special=True)])
+        return _DIVIDER
 
     def _stand_in(self, word: str) -> str:
         """A token that splits text as word does."""

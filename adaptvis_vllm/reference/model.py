@@ -6,9 +6,9 @@ the oracle of the tests, and serves any model that transformers loads for images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from transformers import (  # noqa: E402
     GenerationConfig,
 )
 
+from adaptvis_vllm.maps.maps import Maps  # noqa: E402
 from adaptvis_vllm.reference.attention import Steering, install  # noqa: E402
 from adaptvis_vllm.reference.inputs import Prompt, Video, prepare  # noqa: E402
 from adaptvis_vllm.reference.literals import Literals  # noqa: E402
+from adaptvis_vllm.reference.maps import Watch, maps_of  # noqa: E402
 from adaptvis_vllm.reference.positions import (  # noqa: E402
     count_on_behind_videos,
     feature_positions,
@@ -53,7 +55,8 @@ class ReferenceOutput:
     embeddings of images and video frames in it. token_ids: of the answer, with its
     end-of-sequence token if there is one. logprobs: of each of them, from the raw logits in
     float32. top_logprobs: per token the (token id, logprob) pairs asked for, best first.
-    finish_reason: "stop" or "length".
+    finish_reason: "stop" or "length". maps: None where none were asked for, or the prompt has no
+    position of the span.
     """
 
     prompt_token_ids: list[int]
@@ -64,6 +67,7 @@ class ReferenceOutput:
     top_logprobs: list[list[tuple[int, float]]]
     finish_reason: str
     report: Report
+    maps: Maps | None = field(default=None, compare=False)
 
 
 class ReferenceModel:
@@ -124,6 +128,8 @@ class ReferenceModel:
         params: None is the same as mode "off".
         logprobs: how many of the best tokens to list at each step.
         ValueError for layers that the model does not have.
+
+        Maps of a steered request cost a pass more, of the unsteered prompt.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
@@ -139,8 +145,19 @@ class ReferenceModel:
             with self._steered(params, alpha, positions, len(ids)):
                 return self._greedy(inputs, count, ignore_eos)
 
+        watch = self._watch(params, positions, len(ids))
         report = self._decide(params, positions, run, ignore_eos)
-        token_ids, logits = run(report.alpha, max_tokens)
+        with self._watched(watch):
+            token_ids, logits = run(report.alpha, max_tokens)
+        maps = None
+        if watch is not None:
+            unsteered = watch
+            if report.steered:
+                unsteered = Watch(watch.layers, positions, len(ids))
+                with self._watched(unsteered):
+                    run(None, 1)
+            first, sizes = self._pictures(found, prompt, images, videos)
+            maps = maps_of(unsteered, watch if report.steered else None, first, sizes)
         table = logits.float().log_softmax(-1)
         chosen = table[torch.arange(len(token_ids)), torch.tensor(token_ids)]
         top = table.topk(logprobs, dim=-1)
@@ -157,7 +174,42 @@ class ReferenceModel:
             ],
             finish_reason="stop" if stopped else "length",
             report=report,
+            maps=maps,
         )
+
+    def _watch(
+        self, params: SteeringParams | None, positions: list[int], length: int
+    ) -> Watch | None:
+        """What keeps the rows that a request asks for; ValueError for layers that are not there."""
+        layers = params.map_layers(self.num_layers) if params else []
+        if not (params and layers and positions):
+            return None
+        return Watch(layers, positions, length, params.maps_tokens)
+
+    @contextmanager
+    def _watched(self, watch: Watch | None) -> Iterator[None]:
+        self._steering.watch = watch
+        try:
+            yield
+        finally:
+            self._steering.watch = None
+
+    def _pictures(
+        self,
+        found: Mapping[str, Sequence[int]],
+        prompt: Prompt,
+        images: Sequence[Image.Image],
+        videos: Sequence[Video],
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Of the prompt's pictures and videos the first position, and width and height."""
+        divided = prepare(self.processor, prompt, images, videos, self._literals, divided=True)
+        owner, modalities = self._literals.owners(divided["input_ids"][0].tolist())
+        sizes = {
+            "image": iter([image.size for image in images]),
+            "video": iter([(frames.shape[2], frames.shape[1]) for frames, _ in videos]),
+        }
+        first = [steered_columns(found, "all")[owner.index(i)] for i in range(len(modalities))]
+        return first, [next(sizes[modality]) for modality in modalities]
 
     def _decide(
         self, params: SteeringParams | None, positions: list[int], run: Any, ignore_eos: bool

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.files.media import decode_video, pixels
+from adaptvis_vllm.maps.folder import MapFolder
+from adaptvis_vllm.offline.format import check_maps
 from adaptvis_vllm.offline.schema import answered_row, output_row, parse_row, row_id_of, sentence
 from adaptvis_vllm.reference.model import ReferenceModel
+from adaptvis_vllm.steering.params import SteeringParams
 
 # Parts of messages that are text for vLLM, and where they have it.
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text"}
@@ -16,14 +19,25 @@ _TEXTS |= {"refusal": "refusal", "thinking": "thinking"}
 
 
 def run(
-    model: ReferenceModel, values: Iterable[Any], folder: Path, logprobs: int | None = None
+    model: ReferenceModel,
+    values: Iterable[Any],
+    folder: Path,
+    logprobs: int | None = None,
+    defaults: SteeringParams | None = None,
+    maps: MapFolder | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Output rows in input order; greedy only, so a row with a temperature is an error row."""
+    """Output rows in input order; greedy only, so a row with a temperature is an error row.
+
+    defaults: for what rows leave out. maps: where their attention maps go; without it a row that
+    asks for maps is an error row.
+    """
     processor = type(getattr(model.processor, "video_processor", None)).__name__
     for value in values:
         row_id = row_id_of(value)
         try:
-            row = parse_row(value, folder)
+            row = parse_row(value, folder, defaults)
+            steering = row.steering or defaults
+            check_maps(steering, maps)
             if row.temperature:
                 raise ValueError(
                     f"temperature is {row.temperature}, but the reference is greedy: only 0"
@@ -35,11 +49,13 @@ def run(
             out = model.generate(
                 prompt,
                 images,
-                row.steering,
+                steering,
                 videos=[decode_video(uri, processor) for uri in videos],
                 max_tokens=row.max_tokens,
                 logprobs=logprobs or 0,
             )
+            if maps is not None and out.maps is not None:
+                maps.write(row_id, out.maps)
         except Exception as error:  # the row alone is at fault, whatever transformers raises
             yield output_row(row_id, error=sentence(error))
             continue

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints.images import make_image, make_images
@@ -14,7 +15,9 @@ from checkpoints.llava import make_llava
 from support.recorder import Recorder
 from transformers import AutoModelForImageTextToText
 
-from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm import AdaptVis, Candidates, Off, ScalingVis, SteeringParams
+from adaptvis_vllm.maps.folder import MapFolder
+from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.reference.inputs import chat_text, prepare
 from adaptvis_vllm.reference.model import ReferenceModel
 from adaptvis_vllm.reference.rows import run as rows_of
@@ -64,6 +67,96 @@ def test_unsteered_is_stock_transformers(
             "steered": False,
             "reason": "mode off",
         }
+
+
+def test_maps_are_the_attentions_of_stock_transformers(reference: ReferenceModel) -> None:
+    """Of all layers and of some; windows, of which the cache holds the last keys alone."""
+    path = reference.model.config._name_or_path
+    stock = AutoModelForImageTextToText.from_pretrained(path, attn_implementation="eager").eval()
+    images = make_images(2)
+    inputs = reference.processor(text=TWO, images=images, return_tensors="pt")
+    rows = stock.generate(
+        **inputs,
+        max_new_tokens=5,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_attentions=True,
+    ).attentions
+    length = inputs["input_ids"].shape[1]
+    params = Off(maps="all", maps_tokens=2)
+    answer = reference.generate(TWO, images, params, max_tokens=5, ignore_eos=True)
+    maps = answer.maps
+    assert maps is not None
+    assert maps.after is maps.rest_after is None
+    assert maps.positions.tolist() == answer.image_positions
+    assert maps.layers.tolist() == [0, 1, 2, 3]
+    pairs = [(maps.before, maps.rest_before)]
+    pairs += zip(maps.tokens, maps.rest_tokens, strict=True)
+    assert len(pairs) == 3
+    windows = 0
+    for step, (weights, rest) in enumerate(pairs):
+        for layer in range(4):
+            row = rows[step][layer][0, :, -1].numpy()
+            behind = length + step - row.shape[-1]  # of a window's cache
+            row = np.pad(row, ((0, 0), (behind, 0)))
+            windows += row[:, 0].max() == 0
+            np.testing.assert_allclose(weights[layer], row[:, maps.positions], atol=5e-4)
+            text = np.delete(row, maps.positions, axis=1)
+            np.testing.assert_allclose(rest[layer, :, 0], text[:, 0], atol=5e-4)
+            np.testing.assert_allclose(rest[layer, :, 1], text[:, 1:].sum(1), atol=5e-4)
+    assert windows == {"llama": 0, "gemma2": 6, "mistral": 12}[stock.config.text_config.model_type]
+    some = dataclasses.replace(params, maps="0,2-3", maps_tokens=9)
+    few = reference.generate(TWO, images, some, max_tokens=3, ignore_eos=True).maps
+    assert few.layers.tolist() == [0, 2, 3]
+    assert (few.before == maps.before[[0, 2, 3]]).all()
+    assert (few.tokens == maps.tokens[:, [0, 2, 3]]).all()  # the third token is no query
+    first = reference.generate(TWO, images, some, max_tokens=1).maps
+    assert first.tokens.shape == (0, 3, 4, 32)
+
+
+def test_maps_of_a_steered_request(reference: ReferenceModel) -> None:
+    """Before is the unsteered pass's; after that of the alpha that was chosen; then the keys stay.
+    Layers that are not steered see what the others did."""
+    images = make_images(2)
+
+    def maps(params: SteeringParams) -> Maps:
+        params = dataclasses.replace(params, maps="all", maps_tokens=2)
+        return reference.generate(TWO, images, params, max_tokens=4, ignore_eos=True).maps
+
+    off, scaling = maps(Off()), maps(ScalingVis(3))
+    assert (scaling.before == off.before).all()
+    assert (scaling.rest_before == off.rest_before).all()
+    assert (scaling.after[0].astype(np.float32) - off.before[0]).max() > 1e-2
+    for threshold, alpha in ((0.0, 3), (1.0, 0.3)):
+        adaptive, given = maps(AdaptVis(0.3, 3, threshold)), maps(ScalingVis(alpha))
+        for name in ("before", "after", "tokens", "rest_before", "rest_after", "rest_tokens"):
+            assert (getattr(adaptive, name) == getattr(given, name)).all()
+    some = maps(ScalingVis(3, layers="1"))
+    same = [(some.after[i] == off.before[i]).all() for i in range(4)]
+    assert same == [True, False, False, False]
+    candidates = maps(Candidates((0.3, 3)))
+    assert candidates.after is None
+    assert (candidates.before == off.before).all()
+    assert (candidates.tokens == off.tokens).all()
+    one = maps(ScalingVis(1))
+    assert (one.after == one.before).all()
+
+
+def test_maps_say_which_picture(llama: ReferenceModel) -> None:
+    """And that no more is known; typed placeholders are text."""
+    images = [make_image(0), make_image(18)]
+    text = TWO.replace("?", " of <image>?")
+    maps = llama.generate(text, images, Off(maps="all"), max_tokens=1).maps
+    assert maps.image.tolist() == [0] * 16 + [1] * 16
+    assert maps.sizes.tolist() == [list(image.size) for image in images]
+    assert np.isnan(maps.boxes).all()
+    assert set(maps.frame) == {-1}
+    with pytest.raises(ValueError, match=r"^plain transformers does not say which part"):
+        maps.overlay(images[0])
+    assert llama.generate(NONE, [], Off(maps="all")).maps is None
+    assert llama.generate(ONE, images[:1], Off()).maps is None
+    with pytest.raises(ValueError, match=r"maps is '4', but the model has layers 0-3"):
+        llama.generate(ONE, images[:1], Off(maps="4"))
 
 
 @pytest.mark.parametrize("span", ["embeddings", "interval"])
@@ -278,6 +371,30 @@ def test_a_row_that_fails_is_an_error_row(llama: ReferenceModel, tmp_path: Path)
     answers = list(rows_of(llama, rows, tmp_path))
     assert [row["error"] is None for row in answers] == [False, False, True]
     assert "is no text, image or video" in answers[1]["error"]
+
+
+def test_rows_write_their_maps(llama: ReferenceModel, tmp_path: Path) -> None:
+    """Of all layers by default; a row that asks for maps without a folder is an error row."""
+    make_image(0).save(tmp_path / "0.png")
+    asked = {"image": "0.png", "question": "Where?", "max_tokens": 4}
+    rows: list[dict[str, Any]] = [
+        {"id": "a/b", **asked},
+        {"id": 2, **asked, "adaptvis": {"alpha": 3, "maps": "1-2", "maps_tokens": 1}},
+        {"id": 3, **asked, "adaptvis": {"alpha": 3, "maps": "none"}},
+        {"id": 4, "question": "Where?"},
+    ]
+    folder = MapFolder(tmp_path / "maps")
+    answers = list(rows_of(llama, rows, tmp_path, None, Off(maps="all"), folder))
+    assert [row["error"] for row in answers] == [None] * 4
+    plain, steered = (Maps.load(folder.file(name)) for name in ("a/b", 2))
+    assert len(list(folder.folder.iterdir())) == 2
+    assert (plain.layers.tolist(), plain.after) == ([0, 1, 2, 3], None)
+    assert steered.layers.tolist() == [1, 2]
+    assert (steered.before == plain.before[1:3]).all()
+    assert len(steered.tokens) == 1
+    answers = list(rows_of(llama, rows, tmp_path))
+    assert [row["error"] is None for row in answers] == [True, False, True, True]
+    assert answers[1]["error"].endswith("--maps FOLDER given")
 
 
 def test_refusals(llama: ReferenceModel) -> None:

@@ -76,8 +76,15 @@ def reference_size(path: Path) -> int:
 )  # fmt: skip
 @pytest.mark.parametrize("softcap", [None, 2.0], ids=["plain", "softcap"])
 @pytest.mark.parametrize("window", [None, 3], ids=["full", "window"])
+@pytest.mark.parametrize("sink", [None, 0.7], ids=["", "sinks"])
 def test_attention_by_hand(
-    heads: int, kv: int, rows: int, dim: int, softcap: float | None, window: int | None
+    heads: int,
+    kv: int,
+    rows: int,
+    dim: int,
+    softcap: float | None,
+    window: int | None,
+    sink: float | None,
 ) -> None:
     generator = torch.Generator().manual_seed(heads)
     q = torch.randn(1, heads, rows, dim, generator=generator) * 2
@@ -88,10 +95,13 @@ def test_attention_by_hand(
     mask = torch.zeros(rows, rows).masked_fill(~visible, torch.finfo(torch.float32).min)
     steering = Steering()
     steering.begin(2.5, columns, frozenset({0}))
-    out, _ = _steered_attention(
-        steering, SimpleNamespace(), q, k, v, mask[None, None], scaling=0.3, softcap=softcap
-    )
+    sinks = None if sink is None else torch.arange(heads) * sink
+    options: dict[str, Any] = {"scaling": 0.3, "softcap": softcap, "s_aux": sinks}
+    module = SimpleNamespace()
+    out, weights = _steered_attention(steering, module, q, k, v, mask[None, None], **options)
     assert out.shape == (1, rows, heads, dim)
+    assert weights.shape == (1, heads, rows, rows)
+    assert not weights[:, :, ~visible].any()
     for head in range(heads):
         for row in range(rows):
             seen = [c for c in range(rows) if visible[row, c]]
@@ -101,11 +111,12 @@ def test_attention_by_hand(
                 if row == rows - 1 and columns[c]:
                     s *= 2.5
                 logits.append(softcap * math.tanh(s / softcap) if softcap else s)
-            peak = max(logits)
-            p = [math.exp(s - peak) for s in logits]
-            want = sum(
-                x / sum(p) * v[0, head * kv // heads, c] for x, c in zip(p, seen, strict=True)
-            )
+            more = [] if sink is None else [head * sink]
+            peak = max(logits + more)
+            p = [math.exp(s - peak) for s in logits + more]
+            p = [x / sum(p) for x in p][: len(seen)]
+            want = sum(x * v[0, head * kv // heads, c] for x, c in zip(p, seen, strict=True))
+            assert weights[0, head, row, seen].tolist() == pytest.approx(p, abs=1e-5)
             torch.testing.assert_close(out[0, row, head], want, atol=1e-5, rtol=1e-5)
 
 
@@ -113,5 +124,5 @@ def test_what_attention_refuses() -> None:
     x = torch.zeros(1, 1, 2, 2)
     steering = Steering()
     steering.begin(2, torch.tensor([True, False]), frozenset({0}))
-    with pytest.raises(NotImplementedError, match="s_aux"):
-        _steered_attention(steering, SimpleNamespace(), x, x, x, None, s_aux=x)
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        _steered_attention(steering, SimpleNamespace(), x, x, x, None, position_bias=x)
