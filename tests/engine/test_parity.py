@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints.llava import make_llava
 from support.cases import make_rows, read_rows, write_rows
+from support.maps_parity import moved
 from support.parity import (
     OPTIONS,
     answer,
@@ -26,8 +27,12 @@ def expected(model: Path, rows: Path) -> list[dict[str, Any]]:
 
 
 def test_cases_are_worth_it(expected: list[dict[str, Any]], rows: Path) -> None:
-    """Enough of them, both branches taken, and steering changes answers."""
+    """Enough of them, both branches taken, and steering changes answers and maps."""
     assert len(expected) >= 60
+    maps = [row["maps"] for row in expected if row["maps"]]
+    assert len(maps) >= 20
+    assert sum(moved(one) > 0.03 for one in maps) >= 10
+    assert sum(one.tokens is not None for one in maps) >= 4
     inputs = read_rows(rows)
     branches = Counter()
     for given, row in zip(inputs, expected, strict=True):
@@ -105,6 +110,7 @@ def test_window_and_softcap(tmp_path: Path, text: str) -> None:
     theirs = answer("reference", model, path, "reference", "--logprobs", "5")
     ours = answer("generate", model, path, "v1", *OPTIONS, "--dtype", "float32")
     assert_parity(ours, theirs)
+    assert sum(row["maps"] is not None for row in ours) >= 4
 
 
 def test_bad_rows_are_error_rows(model: Path, rows: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.engine import BLOCK, prompt
+from support.maps_parity import assert_maps, from_text
 from support.parity import difference, same_report
 from support.triton_cases import CASES
 
@@ -64,6 +65,7 @@ def test_same_tokens_as_the_reference(model: Path, tmp_path: Path, scheduling: s
             row = found[batch][number]
             assert row["token_ids"] == expected.token_ids, (batch, number)
             assert difference(row, other) < 1e-4
+            assert_maps(from_text(row["maps"]), expected.maps, (batch, number))
             if steering is not None:
                 assert same_report(row, other)
     # The second prompt's cached blocks leave one prompt token: it looks like a decode.

@@ -17,6 +17,7 @@ from support import family_table
 from support.engine import flat
 from support.family_cases import Case, answer, candidates, make_cases
 from support.family_table import Found
+from support.maps_parity import assert_maps, from_text, moved
 
 from adaptvis_vllm.reference.model import ReferenceModel, ReferenceOutput
 
@@ -97,7 +98,7 @@ def run_v2(folder: Path, models: dict[str, Path], *arguments: str) -> dict[str, 
 
 
 def agree(given: dict[str, Any], expected: ReferenceOutput) -> None:
-    """Same prompt, positions, tokens, first-token log-probabilities and report."""
+    """Same prompt, positions, tokens, first-token log-probabilities, maps and report."""
     assert given["prompt_token_ids"] == expected.prompt_token_ids
     assert given["positions"] == expected.image_positions
     assert given["token_ids"] == expected.token_ids
@@ -106,6 +107,7 @@ def agree(given: dict[str, Any], expected: ReferenceOutput) -> None:
     assert len(common) >= 10
     for token in common:
         assert given["logprobs"][token] == pytest.approx(theirs[token], abs=1e-4)
+    assert_maps(from_text(given["maps"]), expected.maps, embeddings=given["positions"])
     report = expected.report.as_dict()
     assert (given["adaptvis"] or {"mode": "off"})["mode"] == report["mode"]
     if given["adaptvis"] is None:
@@ -145,6 +147,10 @@ def test_v1_answers_as_the_reference(
         alphas.add(expected.report.alpha)
         changed += plain.get(case.text(family), expected.token_ids) != expected.token_ids
     side_rows_are_row_n(result)
+    maps = [one for given in result["answers"] if (one := from_text(given["maps"]))]
+    assert len(maps) >= 6
+    assert min(map(moved, maps)) > 0.01, "steering moves no weight: the maps are no test"
+    assert not any(one.unknown for one in maps)
     assert len(cases) >= 8
     assert changed, "steering changes no answer: the checkpoint is no test"
     assert {0.4, 2.5} <= alphas, "both branches of adaptive steering"

@@ -53,19 +53,19 @@ def make_rows(folder: Path) -> list[dict[str, Any]]:
         None,
         {"alpha": 0.3},
         {"alpha": 3.0},
-        {"alpha": 3.0, "span": "interval"},
-        {"alpha": 0.3, "layers": "1-2"},
+        {"alpha": 3.0, "span": "interval", "maps": "all"},
+        {"alpha": 0.3, "layers": "1-2", "maps": "1,3", "maps_tokens": 3},
         {"alpha": 3.0, "layers": "0,3"},
-        adaptive(TRIPLES[0]),
-        adaptive(TRIPLES[1], layers="0-1", span="interval"),
-        {"candidates": [3.0, 0.3], "layers": "1-2", "confidence": "margin"},
+        adaptive(TRIPLES[0], maps="all", maps_tokens=2),
+        adaptive(TRIPLES[1], layers="0-1", span="interval", maps="all"),
+        {"candidates": [3.0, 0.3], "layers": "1-2", "confidence": "margin", "maps": "0"},
     ):
         add(images=two, prompt=between, adaptvis=steer)
         add(images=three, question=QUESTIONS[0], adaptvis=steer)
     for steer in (
-        {"alpha": 3.0},
-        adaptive(TRIPLES[0]),
-        {"mode": "off"},
+        {"alpha": 3.0, "maps": "all"},
+        adaptive(TRIPLES[0], maps="all"),
+        {"mode": "off", "maps": "all", "maps_tokens": 20},
         {"candidates": [0.3, 3.0]},
     ):
         add(question="No picture at all. " + QUESTIONS[1], adaptvis=steer)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from adaptvis_vllm import AdaptVis, Candidates, ScalingVis, SteeringParams
 from adaptvis_vllm.reference.inputs import Video
+from support.maps_parity import as_text, mapped
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Case:
 
 def make_cases(family: Family) -> list[Case]:
     """At least 8: pictures that make few and many tiles, text between them, alpha on both
-    sides of 1, both branches of adaptive steering."""
+    sides of 1, both branches of adaptive steering; half of them with maps."""
     small, wide, tall = make_image(0), make_image(18), make_image(11)
     one = ("USER: ", small, "\nWhere is the red cat? ASSISTANT:")
     tiles = ("USER: ", wide, "\nWhat is left of the table? ASSISTANT:")
@@ -63,22 +64,22 @@ def make_cases(family: Family) -> list[Case]:
     cases = [
         Case(one, None),
         Case(one, ScalingVis(0.3)),
-        Case(one, ScalingVis(3)),
+        Case(one, mapped(ScalingVis(3))),
         Case(tiles, ScalingVis(2.5)),
-        Case(tiles, AdaptVis(0.4, 2.5, 0.3)),
-        Case(two, ScalingVis(0.4, layers="1,3")),
+        Case(tiles, mapped(AdaptVis(0.4, 2.5, 0.3), tokens=2)),
+        Case(two, mapped(ScalingVis(0.4, layers="1,3"), "0-2")),
         Case(two, ScalingVis(2.5, span="interval")),
-        Case(two, AdaptVis(0.4, 2.5, 0.0, confidence="entropy")),
-        Case(many, AdaptVis(0.4, 2.5, 1.0, confidence="margin")),
+        Case(two, mapped(AdaptVis(0.4, 2.5, 0.0, confidence="entropy"))),
+        Case(many, mapped(AdaptVis(0.4, 2.5, 1.0, confidence="margin"))),
         Case(many, ScalingVis(2.5)),
-        Case(typed, AdaptVis(0.4, 2.5, 0.3)),
-        Case(one, ScalingVis(2.5), max_tokens=2, v2=True),
-        Case(two, AdaptVis(0.3, 3.0, 0.5), max_tokens=2, v2=True),
+        Case(typed, mapped(AdaptVis(0.4, 2.5, 0.3), "1,3", tokens=9)),
+        Case(one, mapped(ScalingVis(2.5), tokens=1), max_tokens=2, v2=True),
+        Case(two, mapped(AdaptVis(0.3, 3.0, 0.5)), max_tokens=2, v2=True),
     ]
     if family.video:
         mixed = ("USER: ", small, "\nand ", make_video(3), "\nWhich is brighter? ASSISTANT:")
         spans = ("image", "video", "all", "interval")
-        cases += [Case(mixed, ScalingVis(2.5, span=span)) for span in spans]
+        cases += [Case(mixed, mapped(ScalingVis(2.5, span=span))) for span in spans]
         cases += [Case(mixed, None), Case(mixed, AdaptVis(0.4, 2.5, 0.3, span="video"))]
     return cases
 
@@ -86,7 +87,7 @@ def make_cases(family: Family) -> list[Case]:
 def candidates(family: Family) -> Case:
     """One more on either runner: three rows beside the batch, of which none is taken."""
     parts = ("USER: ", make_image(0), "\nWhere is the red cat? ASSISTANT:")
-    return Case(parts, Candidates((2.5, 0.4, 1.0)), max_tokens=2)
+    return Case(parts, mapped(Candidates((2.5, 0.4, 1.0))), max_tokens=2)
 
 
 def make_video(seed: int, frames: int = 4) -> Video:
@@ -110,7 +111,7 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
     layers: kinds of attention among the decoder layers that are steered, with their number.
     sides: how far side rows are from the row they copy, by what a prompt ends in.
     answers: per case prompt_token_ids, positions (image positions), token_ids, logprobs
-    (those of the first token), adaptvis (the report).
+    (those of the first token), adaptvis (the report), maps (as text, or None).
     """
     from adaptvis_vllm.engine.runner.check import measure
     from support.engine import (
@@ -151,6 +152,7 @@ def answer(model: Path, family: Family, cases: Sequence[Case]) -> dict[str, Any]
                 "token_ids": list(output.outputs[0].token_ids),
                 "logprobs": {str(token): entry.logprob for token, entry in first.items()},
                 "adaptvis": output.adaptvis,
+                "maps": as_text(output.adaptvis_maps),
             }
         )
     return {"layers": layers, "sides": sides, "answers": answers}

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from adaptvis_vllm.maps.maps import Maps
 from support.cases import read_rows
 from support.engine import flat
+from support.maps_parity import assert_maps
 
 OPTIONS = (
     *("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(64 * 2**20)),
@@ -21,11 +23,21 @@ OPTIONS = (
 
 
 def answer(command: str, model: Path, rows: Path, name: str, *options: str) -> list[dict[str, Any]]:
-    """Rows written by `adaptvis COMMAND`, run as a user runs it."""
-    out = rows.with_name(f"{name}.jsonl")
-    done = run(command, "--model", model, "--input", rows, "--output", out, *options)
+    """Rows written by `adaptvis COMMAND`, run as a user runs it; as `maps` of a row its maps."""
+    out, maps = rows.with_name(f"{name}.jsonl"), rows.with_name(f"{name}-maps")
+    files = ("--input", rows, "--output", out, "--maps", maps)
+    done = run(command, "--model", model, *files, *options)
     assert done.returncode == 0, done.stderr[-4000:]
-    return read_rows(out)
+    return read_answers(out, maps)
+
+
+def read_answers(out: Path, maps: Path) -> list[dict[str, Any]]:
+    """Output rows with their maps, as `maps`; None where there are none."""
+    rows = read_rows(out)
+    for row in rows:
+        file = maps / f"{row['id']}.npz"
+        row["maps"] = Maps.load(file) if file.exists() else None
+    return rows
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -61,3 +73,4 @@ def assert_parity(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
         assert row["token_ids"] == other["token_ids"], row["id"]
         assert difference(row, other) < 1e-4, row["id"]
         assert same_report(row, other), (row["adaptvis"], other["adaptvis"])
+        assert_maps(row["maps"], other["maps"], row["id"])

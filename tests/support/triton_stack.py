@@ -73,12 +73,20 @@ def count_commits() -> list[tuple[int, ...]]:
 def count_plans(steering: Any) -> list[int]:
     """Requests with side rows of each step that holds a steered row."""
     plans, locate = [], steering.locate
-    steering.locate = lambda *a: (plans.append(len(steering.plan.sides)), locate(*a))
+
+    def counted(*args: Any) -> None:
+        plan = steering.plan
+        if plan.sides or plan.steers:  # other plans only capture
+            plans.append(len(plan.sides))
+        locate(*args)
+
+    steering.locate = counted
     return plans
 
 
 def results(llm: Any) -> dict[str, Any]:
     from support.engine import counted_steps, generate, prompt, runner, sampling, scheduler
+    from support.maps_parity import as_text
     from support.triton_cases import CASES
 
     groups = [group for groups in runner(llm).attn_groups for group in groups]
@@ -103,6 +111,7 @@ def results(llm: Any) -> dict[str, Any]:
                 "token_ids": list(o.outputs[0].token_ids),
                 "logprobs": [[[t, e.logprob] for t, e in o.outputs[0].logprobs[0].items()]],
                 "adaptvis": o.adaptvis,
+                "maps": as_text(o.adaptvis_maps),
             }
             for o in outputs
         ]
