@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints.families import FAMILIES, Family
 from support import family_table
 from support.engine import flat
@@ -212,6 +214,43 @@ def test_image_tokens_see_each_other_on_gpu_backends(
         assert causal.generate(*asked, max_tokens=1).logprobs[0] != pytest.approx(
             expected.logprobs[0], abs=1e-3
         )
+
+
+def test_learned_sinks(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No family has any, so a LLaVA gets them: in vLLM's backend, and in transformers by gpt-oss's
+    eager attention. Sinks take what the maps lack of 1."""
+    from transformers.models.gpt_oss import modeling_gpt_oss
+    from transformers.models.llama import modeling_llama
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    from adaptvis_vllm.reference import attention
+
+    sinks = torch.linspace(-1, 4, 4)
+    made, steered = CPUAttentionBackendImpl.__init__, attention._steered_attention
+
+    def with_sinks(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.sinks = sinks.clone()
+
+    monkeypatch.setattr(CPUAttentionBackendImpl, "__init__", with_sinks)
+    eager = modeling_gpt_oss.eager_attention_forward
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", eager)
+    monkeypatch.setattr(attention, "_steered_attention", partial(steered, s_aux=sinks))
+    family, model = FAMILIES["llava"], ReferenceModel(checkpoint("llava"))
+    for layer in model.model.get_decoder().layers:
+        layer.self_attn.sinks = sinks
+    cases = [case for case in make_cases(family) if case.steering and case.steering.maps]
+    cases.append(candidates(family))
+    result = answer(checkpoint("llava"), family, cases)
+    assert result["layers"] == {"full, sinks": 4}
+    side_rows_are_row_n(result)
+    for case, given in zip(cases, result["answers"], strict=True):
+        asked = (case.text(family), case.images, case.steering)
+        agree(given, model.generate(*asked, max_tokens=case.max_tokens, logprobs=20))
+        maps = from_text(given["maps"])
+        assert maps is not None
+        total = maps.share("before") + maps.rest_before.sum(-1)
+        assert total[:, 3].mean() < 0.9 < total[:, 0].mean(), "the last head's sink takes more"
 
 
 @pytest.mark.parametrize("name", REFUSED)
