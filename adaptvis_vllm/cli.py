@@ -77,6 +77,13 @@ def generate(argv: Sequence[str]) -> int:
     return command.main(argv, generate.__doc__ or "")
 
 
+def look(argv: Sequence[str]) -> int:
+    """Show where the model looks in a picture, before and after steering, as one HTML page."""
+    from adaptvis_vllm.offline import look as command
+
+    return command.main(argv, look.__doc__ or "")
+
+
 def batch(argv: Sequence[str]) -> int:
     """Answer large inputs with a pool of engines on Ray, safe against crashes."""
     from adaptvis_vllm.batch import command
@@ -124,6 +131,7 @@ COMMANDS = {
     "verify": verify,
     "serve": serve,
     "generate": generate,
+    "look": look,
     "batch": batch,
     "eval": evaluate,
     "calibrate": calibrate,

@@ -72,7 +72,7 @@ class RowFormat:
         if prepared.messages is not None:
             (internal,) = self.llm.enqueue_chat([prepared.messages], params, use_tqdm=False)
         else:
-            videos = [self._decode(uri) for uri in prepared.videos]
+            videos = [self.decode(uri) for uri in prepared.videos]
             media = {"image": prepared.images, "video": videos}
             media = {modality: items for modality, items in media.items() if items}
             prompt: dict[str, Any] = {"prompt": prepared.prompt}
@@ -96,7 +96,8 @@ class RowFormat:
         reason = sentence(error)
         return Answer(output_row(row_id_of(value), error=reason), error=reason)
 
-    def _decode(self, uri: str) -> tuple[Any, dict[str, Any]]:
+    def decode(self, uri: str) -> tuple[Any, dict[str, Any]]:
+        """A video as the model's processor is given it: see `decode_video`."""
         from vllm.transformers_utils.processor import get_video_processor_cls_name
 
         return decode_video(uri, get_video_processor_cls_name(self.model_config), self.media)

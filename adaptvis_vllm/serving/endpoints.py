@@ -8,11 +8,12 @@ from argparse import Namespace
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from vllm import envs
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
+from adaptvis_vllm.look.page import page
 from adaptvis_vllm.serving.info import describe
 from adaptvis_vllm.serving.sweep import Sweep, SweepRequest
 
@@ -26,6 +27,14 @@ def authenticate(raw_request: Request) -> None:
 
 
 router = APIRouter(prefix="/adaptvis", dependencies=[Depends(authenticate)])
+# A browser that opens a page sends no key; the page holds nothing, and asks with one.
+pages = APIRouter(prefix="/adaptvis")
+
+
+@pages.get("/look", include_in_schema=False)
+async def look() -> HTMLResponse:
+    """Pictures, answers and attention maps in a browser."""
+    return HTMLResponse(page())
 
 
 @router.get("")
@@ -50,6 +59,7 @@ class Endpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         app.include_router(router)
+        app.include_router(pages)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         state.adaptvis_sweep = Sweep(state.openai_serving_chat, engine_client.vllm_config)

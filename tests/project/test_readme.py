@@ -141,6 +141,11 @@ def mapped(folder: Path, printed: str) -> None:
         assert painted.size == own.size
 
 
+def look(folder: Path, printed: str) -> None:
+    assert printed.endswith("look.html\n")
+    assert "spoon left or right" in (folder / "look.html").read_text(encoding="utf-8")
+
+
 def batch(folder: Path, printed: str) -> None:
     rows = read(folder / "answers.jsonl")
     assert [row["id"] for row in rows] == list(range(40))
@@ -184,6 +189,7 @@ ENDING: dict[str, Callable[[Path, str], None]] = {
     r"adaptvis doctor ": doctor,
     r"adaptvis generate .* answers.jsonl$": generate,
     r"adaptvis generate .* --maps maps$": mapped,
+    r"adaptvis look ": look,
     r"adaptvis batch ": batch,
     r"adaptvis eval --dataset controlled_a ": methods("base", "ScalingVis", "AdaptVis"),
     r"adaptvis eval --data data/spatial --split shifted ": methods(

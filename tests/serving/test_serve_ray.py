@@ -179,6 +179,13 @@ def test_the_readmes_client(service: Service, tmp_path: Path) -> None:
     assert "'steered': True" in done.stdout, done.stderr
 
 
+def test_the_page_that_looks(service: Service) -> None:
+    """Replicas serve it; `tests/look` uses it on one server."""
+    answer = httpx.get(f"{service.url.removesuffix('/v1')}/adaptvis/look", timeout=HANG_S)
+    assert answer.status_code == 200
+    assert "Where it looks" in answer.text
+
+
 def test_bad_parameters_are_vllms_400(service: Service, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="adaptvis_alpha"):
         client.completions.create(

@@ -230,12 +230,16 @@ def test_the_routes_ask_for_the_api_key() -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from adaptvis_vllm.serving.endpoints import router
+    from adaptvis_vllm.serving.endpoints import pages, router
 
     app = FastAPI()
     app.state.args = Namespace(api_key=["secret"])
     app.include_router(router)
     asker = TestClient(app, raise_server_exceptions=False)
+    app.include_router(pages)
+    opened = asker.get("/adaptvis/look")  # by a browser, which sends none
+    assert (opened.status_code, "secret" in opened.text) == (200, False)
+    assert opened.headers["content-type"].startswith("text/html")
     for key, refused in ((None, True), ("other", True), ("secret", False)):
         head = {} if key is None else {"Authorization": f"Bearer {key}"}
         for answer in (
