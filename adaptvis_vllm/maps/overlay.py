@@ -69,8 +69,9 @@ def density(
     if frame is not None:
         on &= maps.frame == frame
     if not on.any():
-        where = f"picture {image}" if frame is None else f"picture {image}, frame {frame}"
-        raise ValueError(f"there is no map of {where}")
+        raise ValueError(
+            f"there is no map of picture {image}" + ("" if frame is None else f", frame {frame}")
+        )
     scale = min(1.0, SIDE / max(size))
     width, height = (max(1, round(edge * scale)) for edge in size)
     per_pixel = np.array([width / size[0], height / size[1]] * 2)

@@ -26,13 +26,18 @@ from adaptvis_vllm.options import (
     make_llm,
     steering_options,
 )
-from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, server_defaults, steered_config
+from adaptvis_vllm.steering.defaults import (
+    MAX_CANDIDATES,
+    MAX_MAP_BYTES,
+    server_defaults,
+    steered_config,
+)
 from adaptvis_vllm.steering.fields import ADAPTIVE_PRESETS
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
 # Of the paper's code, where neither an option nor the engine's defaults say how to steer.
 PRESET = next(iter(ADAPTIVE_PRESETS))
-_LIMITS = (MAX_CANDIDATES, "max_map_bytes")  # of the engine
+_LIMITS = (MAX_CANDIDATES, MAX_MAP_BYTES)  # of the engine
 # Fields that say how to steer; the others say where, or what comes with the answer.
 _HOW = ("mode", "alpha", "alpha_low", "alpha_high", "threshold", "preset", "candidates")
 
@@ -85,7 +90,7 @@ def answered(llm: Any, row: Mapping[str, Any], steering: SteeringParams) -> Look
     llm: vLLM `LLM` (this package's plugin loaded). row: of `schema`, with a question.
     steering: with maps; of mode off there is one answer.
     """
-    runner = RowRunner(llm, Path(), logprobs=1)
+    runner = RowRunner(llm, Path(), logprobs=1, maps=True)
     rows = [{**row, "adaptvis": Off()}] if steering.steers else []
     outputs = [output for _, output in runner.outputs([*rows, {**row, "adaptvis": steering}])]
     for output in outputs:

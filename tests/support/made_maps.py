@@ -46,7 +46,8 @@ def made_maps(
     """The heads look at the disc before and at the square after, later layers more so; head 0 at
     nothing much. One sink in each picture; behind each row a position without an area.
 
-    tokens: so many generated tokens, which all look at the middle. frames: the pictures are videos of so many frames, each with a grid of its own.
+    tokens: so many generated tokens, which all look at the middle. frames: the pictures are videos
+    of so many frames, each with a grid of its own.
     """
     boxes, image, frame = [], [], []
     newline = np.full((1, 4), np.nan, np.float32)
