@@ -54,9 +54,9 @@ def main(argv: Sequence[str], doc: str) -> int:
     operator = {name: given.pop(name) for name in _LIMITS if name in given}
     args.additional_config = steered_config(args.additional_config, operator)
     steering = chosen(given, server_defaults(args))
-    settle(vars(args))
+    settled = Namespace(**settle(vars(args)))
     row = _row(args)
-    _check_takes_images(args)
+    _check_takes_images(settled)
     look = replace(answered(make_llm(args), row, steering), facts=_facts(args, steering))
     args.output.write_text(page(look), encoding="utf-8")
     print(args.output)

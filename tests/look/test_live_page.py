@@ -51,8 +51,7 @@ def opened(tab: Tab, url: str) -> None:
     tab.open("about:blank")
     tab.requests.clear()
     tab.errors.clear()
-    tab.send("Page.navigate", url=f"{url}/adaptvis/look")
-    tab.until("document.readyState === 'complete' && window.learn")
+    tab.open(f"{url}/adaptvis/look")
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ class Tab:
 
     def open(self, url: str) -> None:
         self.send("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.until(f"document.readyState === 'complete' && location.href === {json.dumps(url)}")
 
     def value(self, expression: str) -> Any:
         """Of a JavaScript expression, or what its promise brings."""
