@@ -115,8 +115,10 @@ async function ask() {
   running?.abort();
   const mine = (running = new AbortController());
   const question = $("question").value.trim();
+  if (!known) await learn();
+  if (!known) return; // and it is said why
   try {
-    if (known && !known.steerable) throw new Error(NO_IMAGES);
+    if (!known.steerable) throw new Error(NO_IMAGES);
     if (!files.length) throw new Error("Choose a picture first.");
     if (!question) throw new Error("Ask a question first.");
     const steered = steering();
@@ -135,7 +137,7 @@ async function ask() {
       steered: answer,
       maps: answer.maps,
       missing: missing(answer),
-      facts: known ? { model: known.model } : {},
+      facts: { model: known.model },
     });
     say("");
   } catch (error) {

@@ -261,7 +261,7 @@ def test_the_key_goes_with_requests(browser: Tab, guarded: str, files: list[Path
     """The server's own sentence on the picture, which it says to nobody without the key."""
     opened(browser, guarded)
     browser.until("$('said').innerText.includes('asks for an API key')")
-    browser.value("known = null")
+    browser.value("known = {steerable: true}")
     ask(browser, files[0])
     browser.until("$('said').innerText.includes('asks for an API key')")
     browser.value(f"$('key').value = {json.dumps(KEY)}")  # without the event that asks what it is
