@@ -36,7 +36,7 @@ SLOW = {
     *("kernel_aot", "kernel_cpu_build", "kernel_vllm", "kernel_sync"),
     *("parity", "pictures", "real_runs", "boxes", "settings"),
 }
-ENGINES = {"model", "engine", "generated", "url", "client"}  # fixtures
+ENGINES = {"model", "engine", "generated", "url", "client", "guarded"}  # fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
