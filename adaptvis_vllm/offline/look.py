@@ -98,7 +98,8 @@ def answered(llm: Any, row: Mapping[str, Any], steering: SteeringParams) -> Look
             raise ValueError(output)
     raw = runner.format.model_config.logprobs_mode == "raw_logprobs"
     answers = [_answer(output, raw) for output in outputs]
-    pictures = [shown([pixels(picture)]) for picture in row.get("images", ())]
+    images = [load_image(one, Path(), "image") for one in row.get("images", ())]
+    pictures = [shown([pixels(image)]) for image in images]
     if "video" in row:
         frames, _ = runner.format.decode(row["video"])
         pictures.append(shown([Image.fromarray(frame) for frame in frames]))

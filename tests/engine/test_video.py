@@ -15,6 +15,7 @@ from PIL import Image
 from support.engine import close, inspect_models_here, make_llm
 
 from adaptvis_vllm.files.media import decode_video
+from adaptvis_vllm.offline.look import answered, chosen
 from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.offline.schema import parse_row
 from adaptvis_vllm.reference.model import ReferenceModel
@@ -126,8 +127,16 @@ def test_rows_with_videos(folder: Path, tmp_path: Path) -> None:
     llm = make_llm(model, limit_mm_per_prompt={"image": 1, "video": 1})
     try:
         ours = list(RowRunner(llm, folder, 5).run(rows))
+        both = {"images": [folder / "0.png"], "video": uri_of("clip.mp4", folder), "question": "?"}
+        looked = answered(llm, both | {"max_tokens": 2}, chosen({"alpha": 3.0}, None))
     finally:
         close(llm)
+    assert [len(one.frames) for one in looked.pictures] == [1, 4]
+    assert looked.maps is not None
+    assert looked.maps.unknown == ""
+    of_video = looked.maps.image == 1
+    assert set(looked.maps.frame[of_video]) == {0, 2}  # two frames make one position
+    assert set(looked.maps.frame[~of_video]) == {-1}
     theirs = list(run(ReferenceModel(model), rows, folder, 5))
     good = len(rows) - 2
     for row, other in zip(ours[:good], theirs[:good], strict=True):
