@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shlex
@@ -26,6 +27,7 @@ from support.http_server import (
     assert_refused,
     environment,
     free_port,
+    messages,
     post,
     serve_command,
 )
@@ -35,6 +37,7 @@ from support.waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis
 from adaptvis_vllm.engine.metrics import REQUESTS
+from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.serving.cluster.routing import picture_key
 
 CLIENTS = 6
@@ -180,10 +183,17 @@ def test_the_readmes_client(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_page_that_looks(service: Service) -> None:
-    """Replicas serve it; `tests/look` uses it on one server."""
-    answer = httpx.get(f"{service.url.removesuffix('/v1')}/adaptvis/look", timeout=HANG_S)
+    """Replicas serve it, and what it asks for; `tests/look` uses it on one server."""
+    base = service.url.removesuffix("/v1")
+    answer = httpx.get(f"{base}/adaptvis/look", timeout=HANG_S)
     assert answer.status_code == 200
     assert "Where it looks" in answer.text
+    assert httpx.get(f"{base}/adaptvis", timeout=HANG_S).json()["steerable"]
+    xargs = {"adaptvis_alpha": 2.0, "adaptvis_maps": "all"}
+    body = {"max_tokens": 2, "messages": messages(0), "vllm_xargs": xargs}
+    answer = post(base, "/v1/chat/completions", body)
+    maps = Maps.from_bytes(base64.b64decode(answer.json()["adaptvis_maps"]))
+    assert maps.before.shape == (4, 4, 16)
 
 
 def test_bad_parameters_are_vllms_400(service: Service, client: openai.OpenAI) -> None:
