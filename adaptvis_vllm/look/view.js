@@ -152,7 +152,8 @@ function change(what) {
     setControls();
   }
   if ("picture" in what) setFrames();
-  draw();
+  if (Object.keys(what).join() === "position") drawPictures(); // the rest is as it was
+  else draw();
 }
 
 function draw() {
