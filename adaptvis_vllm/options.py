@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
 from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, MAX_MAP_BYTES, OPTION, steered_config
-from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
+from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, ROWS, RULES, SPANS
 from adaptvis_vllm.steering.preset import expand
 
 STEERING = (
@@ -23,10 +23,17 @@ STEERING = (
     "alpha_high",
     "threshold",
     "preset",
+    "rule",
     "layers",
+    "heads",
+    "images",
+    "videos",
+    "boxes",
+    "rows",
     "confidence",
     "confidence_decimals",
     "span",
+    "options",
     "candidates",
     MAX_CANDIDATES,
     "maps",
@@ -38,10 +45,18 @@ _OF_ANSWERS = ("candidates", MAX_CANDIDATES, "maps", "maps_tokens", MAX_MAP_BYTE
 _HELP = {
     "mode": ", ".join(MODES),
     "preset": f"file of `calibrate`, or {', '.join(PRESETS)}",
+    "rule": f"{', '.join(RULES)}; default multiply",
     "layers": "such as 0-31; default all",
+    "heads": "layer.head such as 17.3,20.0-7,25.*, instead of layers; or a ranking of `diagnose`, "
+    "heads.json:16 for its first 16",
+    "images": "which pictures of a prompt, such as 0 or 0,2; default all",
+    "videos": "which videos of a prompt; default all",
+    "boxes": "regions of a picture in pixels, x0,y0,x1,y1 of each; default the whole picture",
+    "rows": f"{', '.join(ROWS)}; default last",
     "confidence": f"{', '.join(CONFIDENCES)}; default max_prob",
     "confidence_decimals": "default: no rounding",
     "span": f"{', '.join(SPANS)}; default embeddings",
+    "options": "answers over which the confidence is taken, such as Left,Right",
     "candidates": "alphas to report the best first token of, such as 0.5,1.5; no steering",
     MAX_CANDIDATES: "most candidates of a request; default 2",
     "maps": "layers whose attention maps come with answers, such as 12-20, or all",

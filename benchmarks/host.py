@@ -47,6 +47,8 @@ def rows(sides: int) -> StepRows:
         span_words=each,
         span_starts=each,
         span_lens=ints(*[1] * REQUESTS),
+        rules=ints(*[0] * REQUESTS),
+        heads=ints(*[-1] * REQUESTS)[:, None],
         own=ints(*[sides] * REQUESTS),
         max_kv_len=CONTEXT,
         sides=slice(REQUESTS, REQUESTS + REQUESTS * sides),

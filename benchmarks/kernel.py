@@ -143,7 +143,9 @@ def check_one(case: Case) -> None:
     """A fast wrong kernel is worth nothing: the first row against the reference."""
     one = {
         k: case.args[k][:1]
-        for k in ("rows", "reqs", "kv_lens", "slots", "span_starts", "span_lens")
+        for k in (
+            *("rows", "reqs", "kv_lens", "slots", "span_starts", "span_lens", "rules", "heads"),
+        )
     }
     ref = case.run(steered_attention_reference, case.empty_out(torch.float64), **one)
     row = case.rows[0]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-# s: the scaled logits of image positions, a: the row's alpha.
-RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "multiply": lambda s, a: a * s,  # AdaptVis, ScalingVis
-    "add_log": lambda s, a: s + a.log(),  # PASTA
-    "pai": lambda s, a: s + a * s.abs(),  # PAI
-}
+# s: the scaled logits of image positions, a: the row's alpha. In the order of `gpu.config.RULES`.
+RULES: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
+    lambda s, a: a * s,  # multiply: AdaptVis, ScalingVis
+    lambda s, a: s + a.log(),  # add_log: PASTA
+    lambda s, a: s + a * s.abs(),  # pai: PAI
+)
 
 
 def steered_attention_reference(
@@ -26,6 +26,8 @@ def steered_attention_reference(
     span_words: torch.Tensor,  # [W] int32
     span_starts: torch.Tensor,  # [R] int32
     span_lens: torch.Tensor,  # [R] int32
+    rules: torch.Tensor,  # [R] int32, index in `RULES`
+    heads: torch.Tensor,  # [R, HW] int32, bitmap of the heads that are steered
     *,
     scale: float,
     max_kv_len: int,
@@ -34,12 +36,12 @@ def steered_attention_reference(
     sinks: torch.Tensor | None = None,  # [num_heads]
     k_scale: float | torch.Tensor | None = None,
     v_scale: float | torch.Tensor | None = None,
-    rule: str = "multiply",
     dtype: torch.dtype = torch.float64,
 ) -> None:
     """Overwrite the steered rows of `out`, one row at a time, computing in `dtype`.
 
-    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position
+    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position and the head
+    is steered
     out  = softmax(soft_cap(s) with the sink) @ v
     """
     block_size, group = key_cache.shape[1], query.shape[1] // key_cache.shape[2]
@@ -55,8 +57,11 @@ def steered_attention_reference(
         s = scale * torch.einsum("hd,khd->hk", query[rows[i]].to(dtype), k)
         if k_scale is not None:
             s = s * k_scale
-        image = _is_image(position, span_words, int(span_starts[i]), int(span_lens[i]))
-        s = torch.where(image, RULES[rule](s, alpha[slots[i]].to(dtype)), s)
+        image = _in_bitmap(position, span_words, int(span_starts[i]), int(span_lens[i]))
+        head = torch.arange(query.shape[1], device=query.device)
+        on = _in_bitmap(head, heads[i], 0, heads.shape[1])
+        steered = RULES[int(rules[i])](s, alpha[slots[i]].to(dtype))
+        s = torch.where(on[:, None] & image, steered, s)
         if soft_cap > 0:
             s = soft_cap * torch.tanh(s / soft_cap)
         if sinks is not None:
@@ -68,7 +73,7 @@ def steered_attention_reference(
         out[rows[i]] = o.to(out.dtype)
 
 
-def _is_image(
+def _in_bitmap(
     position: torch.Tensor, words: torch.Tensor, start: int, length: int
 ) -> torch.Tensor:  # [len(position)] bool
     word = position // 32
@@ -91,6 +96,8 @@ def attention_weights_reference(
     span_words: torch.Tensor,
     span_starts: torch.Tensor,
     span_lens: torch.Tensor,
+    rules: torch.Tensor,
+    heads: torch.Tensor,
     own: torch.Tensor,
     positions: torch.Tensor,
     pos_starts: torch.Tensor,
@@ -103,7 +110,6 @@ def attention_weights_reference(
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
     k_scale: float | torch.Tensor | None = None,
-    rule: str = "multiply",
     dtype: torch.dtype = torch.float64,
 ) -> None:
     """Write the attention weights of each entry's positions, one entry at a time, in `dtype`."""
@@ -120,8 +126,11 @@ def attention_weights_reference(
         s = scale * torch.einsum("hd,khd->hk", query[row].to(dtype), k.repeat_interleave(group, 1))
         if k_scale is not None:
             s = s * k_scale
-        image = _is_image(position, span_words, int(span_starts[i]), int(span_lens[i]))
-        s = torch.where(image, RULES[rule](s, alpha[slots[i]].to(dtype)), s)
+        image = _in_bitmap(position, span_words, int(span_starts[i]), int(span_lens[i]))
+        head = torch.arange(query.shape[1], device=query.device)
+        on = _in_bitmap(head, heads[i], 0, heads.shape[1])
+        steered = RULES[int(rules[i])](s, alpha[slots[i]].to(dtype))
+        s = torch.where(on[:, None] & image, steered, s)
         if soft_cap > 0:
             s = soft_cap * torch.tanh(s / soft_cap)
         if window > 0:

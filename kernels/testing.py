@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .aot.roofline import Model, bytes_moved
+from .gpu.config import RULES
 
 # Cache layouts by name; all are indexed as [num_blocks, block_size, num_kv_heads, head_dim].
 LAYOUTS = ("nhd", "hnd", "fused", "k_transposed")
@@ -43,6 +44,8 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     kv_dtype: torch.dtype | None = None,
     alpha: float | None = None,
+    rule: str | None = "multiply",  # None: a rule at random for each row
+    steered: str = "all",  # heads: "all", "some" at random for each row, "none"
     device: str = "cpu",
     seed: int = 0,
     **options: Any,
@@ -96,11 +99,40 @@ def make_case(
         "span_words": index(words),
         "span_starts": index(starts),
         "span_lens": index(lens),
+        "rules": index(_rules(rule, num_rows, g)),
+        "heads": head_bits(_steered_heads(steered, num_rows, num_heads, g)).to(device),
         "scale": dim**-0.5,
         "max_kv_len": max(kv_lens),
         **options,
     }
     return Case(args, num_tokens, list(kv_lens))
+
+
+def _rules(rule: str | None, num_rows: int, g: torch.Generator) -> torch.Tensor:
+    if rule is None:
+        return torch.randint(len(RULES), (num_rows,), generator=g)
+    return torch.full((num_rows,), RULES.index(rule))
+
+
+def _steered_heads(
+    steered: str, num_rows: int, num_heads: int, g: torch.Generator
+) -> torch.Tensor:  # [R, heads] bool
+    every = torch.ones(num_rows, num_heads, dtype=torch.bool)
+    masks = {
+        "all": every,
+        "none": ~every,
+        "some": torch.rand(num_rows, num_heads, generator=g) < 0.5,
+    }
+    return masks[steered]
+
+
+def head_bits(heads: torch.Tensor) -> torch.Tensor:
+    """[R, num_heads] bool -> [R, ceil(num_heads / 32)] int32, bit h % 32 of word h // 32."""
+    num_rows, num_heads = heads.shape
+    padded = torch.zeros(num_rows, -(-num_heads // 32) * 32, dtype=torch.int64)
+    padded[:, :num_heads] = heads.long()
+    words = (padded.view(num_rows, -1, 32) << torch.arange(32)).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
 
 
 def empty_caches(
@@ -178,6 +210,8 @@ def make_timing_cases(model: Model, context: int, rows: int, *, min_bytes: int) 
         "span_words": words.cuda(),
         "span_starts": starts.cuda().repeat(rows),
         "span_lens": lens.cuda().repeat(rows),
+        "rules": torch.zeros_like(index),
+        "heads": torch.full((rows, -(-model.num_heads // 32)), -1, dtype=torch.int32).cuda(),
         "scale": model.head_dim**-0.5,
         "max_kv_len": context,
         "window": model.window,
@@ -243,7 +277,7 @@ def expected_sides(case: Case, attention: Any) -> tuple[torch.Tensor, list[tuple
     args = {k: v for k, v in case.args.items() if k != "sides"}
     sides, out = case.args["sides"], case.empty_out(torch.float64)
     places = []
-    lists = ("rows", "reqs", "kv_lens", "slots", "span_starts", "span_lens")
+    lists = ("rows", "reqs", "kv_lens", "slots", "span_starts", "span_lens", "rules", "heads")
     for i, count in enumerate(sides.own.tolist()):
         for j in range(max(1, count)):
             one = {name: args[name][i : i + 1].clone() for name in lists}

@@ -61,7 +61,7 @@ def _measured(
     output = torch.empty_like(query)
     blocks = layers[0].shape[0] - 1
     metadata = SimpleNamespace(block_table=(1 + torch.randperm(blocks))[None].int())
-    rows = _rows(context)
+    rows = _rows(context, heads)
     steered = cpu.CpuLayer(layer, 0, None)
     times: dict[str, list[float]] = {"steer_us": [], "read_us": []}
 
@@ -98,7 +98,7 @@ def _layers(context: int, kv_heads: int, dim: int, dtype: torch.dtype) -> list[t
     return [cache] + [cache.clone() for _ in range(-(-COLD_BYTES // size) - 1)]
 
 
-def _rows(context: int) -> StepRows:
+def _rows(context: int, heads: int) -> StepRows:
     words = pack_bits(np.arange(min(8, context - 1), min(8 + IMAGE_TOKENS, context)))
 
     def ints(value: int) -> torch.Tensor:
@@ -113,6 +113,8 @@ def _rows(context: int) -> StepRows:
         span_words=torch.from_numpy(words),
         span_starts=ints(0),
         span_lens=ints(len(words)),
+        rules=ints(0),
+        heads=torch.full((1, -(-heads // 32)), -1, dtype=torch.int32),
         own=ints(0),
         max_kv_len=context,
     )

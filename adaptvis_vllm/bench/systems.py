@@ -8,6 +8,7 @@ from adaptvis_vllm.steering.params import AdaptVis, ScalingVis, SteeringParams
 
 SCALING = ScalingVis(0.8)
 ADAPTIVE = AdaptVis(0.5, 1.5, 0.4)
+GENERATED = replace(SCALING, rows="generated")
 # Processes: vLLM without the plugin, vLLM with it, plain transformers.
 VANILLA, PLUGIN, REFERENCE = "vanilla", "plugin", "reference"
 
@@ -42,14 +43,19 @@ NAMES = tuple(s.name for s in _ALL)
 
 
 def system(name: str) -> System:
-    """By name; "mix-P" steers P percent of the requests adaptively. ValueError for others."""
+    """By name; "mix-P" steers P percent of the requests adaptively, "generated-P" P percent and
+    their generated tokens' rows. ValueError for others."""
     for known in _ALL:
         if known.name == name:
             return known
     kind, _, percent = name.partition("-")
-    if kind == "mix" and percent.isdigit() and 0 <= int(percent) <= 100:
-        return System(name, PLUGIN, ADAPTIVE, share=int(percent) / 100)
-    raise ValueError(f"no system {name!r}; known are {', '.join(NAMES)} and mix-0 to mix-100")
+    shared = {"mix": ADAPTIVE, "generated": GENERATED}
+    if kind in shared and percent.isdigit() and 0 <= int(percent) <= 100:
+        return System(name, PLUGIN, shared[kind], share=int(percent) / 100)
+    raise ValueError(
+        f"no system {name!r}; known are {', '.join(NAMES)}, mix-0 to mix-100 and generated-0 to "
+        "generated-100"
+    )
 
 
 def alpha_of(steering: SteeringParams, confidence: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,13 @@ from adaptvis_vllm.engine import mapping, metrics
 from adaptvis_vllm.engine.bounds import check_completed, check_sampling
 from adaptvis_vllm.engine.compat import refuse_config, steerable_model
 from adaptvis_vllm.files.urls import is_remote, reason
+from adaptvis_vllm.steering.boxes import held_in, write_positions
 from adaptvis_vllm.steering.defaults import OPTION, check_candidates, operator_options
-from adaptvis_vllm.steering.fields import BadParameter, show, word
-from adaptvis_vllm.steering.params import PREFIX, SteeringParams
+from adaptvis_vllm.steering.first_tokens import first_tokens, write_tokens
+from adaptvis_vllm.steering.params import OPTION_TOKENS, POSITIONS, PREFIX, SteeringParams
+from adaptvis_vllm.steering.words import BadParameter, show, word
+
+_KNOWN_OPTIONS = 4096  # lists of options whose tokens are kept
 
 
 class Refused(VLLMValidationError, ValueError):
@@ -46,6 +51,8 @@ class Admission:
     def __init__(self, vllm_config: Any) -> None:
         metrics.get()
         self.config = vllm_config
+        self.tokenizer: Callable[[], Any] = lambda: None  # vLLM's has none yet
+        self._tokens: dict[tuple[str, ...], str] = {}
         options = operator_options(vllm_config)
         self.defaults, self.max_candidates = options.params, options.max_candidates
         self.max_map_bytes = options.max_map_bytes
@@ -56,10 +63,11 @@ class Admission:
             if reason:
                 raise ValueError(reason)
             self.num_layers = model_config.get_total_num_hidden_layers()
-            self.num_heads = model_config.hf_text_config.num_attention_heads
+            ranks = vllm_config.parallel_config
+            own = model_config.get_num_attention_heads(ranks)
+            self.num_heads = own * ranks.tensor_parallel_size
             if self.defaults is not None:
-                self.defaults.layer_set(self.num_layers)
-                self.defaults.map_layers(self.num_layers)
+                self.defaults.check_model(self.num_layers, self.num_heads)
                 self._check_drafts(self.defaults, "")
 
     def resolve(
@@ -73,9 +81,9 @@ class Admission:
             params = SteeringParams.from_flat(extra_args, defaults=self.defaults)
             if params is None or not self.steerable:
                 return params
-            params.layer_set(self.num_layers, prefix=PREFIX)
-            params.map_layers(self.num_layers, prefix=PREFIX)
+            params.check_model(self.num_layers, self.num_heads, prefix=PREFIX)
             check_candidates(params, self.max_candidates, PREFIX)
+            self.tokens_of(params.options, PREFIX)
             self._check_drafts(params, PREFIX)
         except ValueError as error:
             raise refused(error) from None
@@ -98,6 +106,24 @@ class Admission:
                 f"{params.maps_tokens}: a draft's row is not yet a generated token's",
                 "maps_tokens",
             )
+        if params.steers_generated and self.config.speculative_config is not None:
+            raise BadParameter(
+                f"{prefix}rows must be 'last' with speculative decoding, not {params.rows!r}: a "
+                "draft's row is not yet a generated token's",
+                "rows",
+            )
+
+    def tokens_of(self, options: tuple[str, ...] | None, prefix: str = "") -> str | None:
+        """The tokens of a request's options, as text; BadParameter where one has no own ones."""
+        if options is None or not self.steerable:
+            return None
+        known = self._tokens.get(options)
+        if known is None:
+            found = first_tokens(self.tokenizer(), options, f"{prefix}options")
+            if len(self._tokens) >= _KNOWN_OPTIONS:
+                self._tokens.clear()
+            known = self._tokens[options] = write_tokens(found)
+        return known
 
     def check(self, params: Any) -> None:
         """Refused if vLLM's `SamplingParams` ask for what is not possible; pooling passes."""
@@ -114,13 +140,52 @@ class Admission:
         params = request.sampling_params
         steering = self.resolve(params.extra_args, resumable=request.resumable)
         if steering is not None:
+            try:
+                counts = Counter(feature.modality for feature in request.mm_features or ())
+                steering.check_prompt(counts, prefix=PREFIX)
+            except BadParameter as error:
+                raise refused(error) from None
             given = params.extra_args or {}
             others = {k: v for k, v in given.items() if not k.startswith(PREFIX)}
             params.extra_args = others | steering.extra_args()
+            tokens = self.tokens_of(steering.options, PREFIX)
+            if tokens is not None:
+                params.extra_args[OPTION_TOKENS] = tokens
+            if steering.boxes is not None and self.steerable:
+                self._place_boxes(request, prompt, steering, processor)
             if steering.maps is not None and self.steerable:
                 self._expect_maps(request, prompt, steering, processor)
         with _named():
             check_completed(params, self.config)
+
+    def _place_boxes(
+        self, request: Any, prompt: Any, steering: SteeringParams, processor: Callable[[], Any]
+    ) -> None:
+        """Write the positions that lie in boxes into a request's parameters."""
+        shown = [f for f in request.mm_features or () if f.modality in ("image", "video")]
+        pictures = [number for number, f in enumerate(shown) if f.modality == "image"]
+        if not pictures:
+            return
+        number = pictures[steering.picture(len(pictures))]
+        places, sizes = mapping.places_of(prompt, request.mm_features, processor)
+        assert steering.boxes is not None
+        try:
+            if isinstance(places, str):
+                raise BadParameter(f"{PREFIX}boxes cannot be placed: {places}", "boxes")
+            of_it = places.image == number
+            held = held_in(places.boxes[of_it], steering.boxes)
+            if not held.any():
+                width, height = sizes[number]
+                raise BadParameter(
+                    f"{PREFIX}boxes hold the centre of no image position of the picture, which has "
+                    f"{width} x {height} pixels",
+                    "boxes",
+                )
+        except BadParameter as error:
+            raise refused(error) from None
+        request.sampling_params.extra_args[POSITIONS] = write_positions(
+            places.positions[of_it][held]
+        )
 
     def _expect_maps(
         self, request: Any, prompt: Any, steering: SteeringParams, processor: Callable[[], Any]
@@ -159,6 +224,9 @@ def check_engine(
     """Wraps `InputProcessor.__init__`."""
     self.adaptvis = Admission(vllm_config)
     original(self, vllm_config, *args, **kwargs)
+    self.adaptvis.tokenizer = lambda: self.tokenizer
+    if self.adaptvis.defaults is not None:
+        self.adaptvis.tokens_of(self.adaptvis.defaults.options)
 
 
 def check_request(

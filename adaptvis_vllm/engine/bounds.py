@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.sample.logit_bias import (
     MAX_NUM_STOP_TOKEN_IDS,
 )
 
-from adaptvis_vllm.steering.fields import BadParameter, show
+from adaptvis_vllm.steering.words import BadParameter, show
 
 # Model Runner V2 keeps seeds as int64, and lengths of sequences as int32.
 SEED_MIN, SEED_MAX = -(2**63), 2**63 - 1

@@ -4,7 +4,8 @@ SIDES   the chunk that ends the prompt, with more rows behind the batch: row n w
         alpha_low and with alpha_high. Row n itself is unsteered: C -> one of the two,
         whose logits, keys and values then take row n's place. Or row n with each of the
         candidates, whose logits are reported and no more
-STEER   row n in place, with an alpha that is known: ScalingVis, or resumed
+STEER   row n in place, with an alpha that is known: ScalingVis, or resumed; and rows of
+        generated tokens, of requests that ask for it, in every step that computes one
 
 Attention weights of row n, and of the rows of generated tokens, are captured once, whatever
 is computed again after a preemption.
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from adaptvis_vllm.engine.plan import Captured, SteeredRequest, StepPlan
-from adaptvis_vllm.steering.params import completed
-from adaptvis_vllm.steering.span import image_positions, pack_bits
+from adaptvis_vllm.steering.params import completed, option_tokens, positions_of
+from adaptvis_vllm.steering.span import pack_bits
 
 
 class Held:
@@ -29,6 +30,7 @@ class Held:
         self.num_layers = num_layers
         self.requests: dict[str, SteeredRequest] = {}
         self.pending: dict[str, SteeredRequest] = {}  # row n not yet steered since (re)start
+        self.generating: dict[str, SteeredRequest] = {}  # rows behind n are steered too
         self.following: dict[str, SteeredRequest] = {}  # generated tokens are yet to be captured
         self.alpha = torch.ones(64, dtype=torch.float32, device=device)
         self._free: list[int] = []
@@ -46,11 +48,12 @@ class Held:
         for req_id in cached.resumed_req_ids:
             if req_id in self.requests:
                 self.pending[req_id] = self.requests[req_id]
-        if not (self.pending or self.following):
+        if not (self.pending or self.generating or self.following):
             return None
         starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         plan = StepPlan()
         self._follow(plan, scheduler_output.num_scheduled_tokens, starts)
+        self._generate(plan, scheduler_output.num_scheduled_tokens, starts)
         for req_id in [r for r in self.pending if r in scheduler_output.num_scheduled_tokens]:
             request, start = self.pending[req_id], starts[req_id]
             end = start + scheduler_output.num_scheduled_tokens[req_id]
@@ -77,7 +80,7 @@ class Held:
             elif request.params.steers:
                 plan.steers.append(request)
         plan.sides.sort(key=lambda request: not request.chooses)
-        if not (plan.sides or plan.steers or plan.captures):
+        if not (plan.sides or plan.steers or plan.generated or plan.captures):
             return None
         drafts = scheduler_output.scheduled_spec_decode_tokens
         plan.drafts = {req_id: len(tokens) for req_id, tokens in drafts.items()}
@@ -91,6 +94,16 @@ class Held:
             for position in range(max(start, request.captured + 1), start + scheduled[req_id]):
                 if req_id in self.following:
                     self._capture(plan, request, position)
+
+    def _generate(self, plan: StepPlan, scheduled: dict[str, int], starts: dict[str, int]) -> None:
+        """Steer rows behind n, which a step may compute again after a preemption."""
+        for req_id in [r for r in self.generating if r in scheduled]:
+            request, start = self.generating[req_id], starts[req_id]
+            end = start + scheduled[req_id]
+            if end > request.last + 1:
+                plan.starts[req_id] = start
+                first = max(start, request.last + 1)
+                plan.generated += [(request, position) for position in range(first, end)]
 
     def _capture(self, plan: StepPlan, request: SteeredRequest, position: int) -> None:
         plan.captures.append(Captured(request, position))
@@ -106,7 +119,7 @@ class Held:
             params = completed(new.sampling_params)
             if not params or (params.mode == "off" and params.maps is None):
                 return
-            positions = image_positions(new.mm_features, params.span)
+            positions = positions_of(new.sampling_params, new.mm_features)
             if not len(positions):
                 return
             request = SteeredRequest(
@@ -115,11 +128,14 @@ class Held:
                 last=new.prompt_len - 1,
                 words=pack_bits(positions),
                 positions=positions.astype(np.int32),
-                layers=params.layer_set(self.num_layers),
+                masks=params.head_masks(self.num_layers),
                 slot=self._take_slot(),
+                options=option_tokens(new.sampling_params),
                 map_layers=tuple(params.map_layers(self.num_layers)),
             )
             self.requests[new.req_id] = request
+            if params.steers_generated:
+                self.generating[new.req_id] = request
         self.pending[new.req_id] = request
 
     def _forget(self, req_id: str) -> None:
@@ -127,6 +143,7 @@ class Held:
         if request is not None:
             self.pending.pop(req_id, None)
             self.following.pop(req_id, None)
+            self.generating.pop(req_id, None)
             self._free.append(request.slot)
 
     def _take_slot(self) -> int:

@@ -11,9 +11,8 @@ import numpy as np
 from adaptvis_vllm.geometry.locate import locate, sizes
 from adaptvis_vllm.geometry.model import UnknownGeometry
 from adaptvis_vllm.maps.maps import Maps
-from adaptvis_vllm.steering.fields import BadParameter
-from adaptvis_vllm.steering.params import PREFIX, SteeringParams
-from adaptvis_vllm.steering.span import image_positions
+from adaptvis_vllm.steering.params import PREFIX, SteeringParams, positions_of
+from adaptvis_vllm.steering.words import BadParameter
 
 CARRIER = "adaptvis_maps"  # the key of pieces in vLLM's kv_transfer_params, of maps in responses
 MEDIA = "adaptvis_media"  # of a rendered prompt: its pictures as they were given
@@ -102,7 +101,7 @@ def expect(
     multimodal processor. `Collected` travels on the first feature, which stays in this process.
     """
     features = request.mm_features or []
-    positions = image_positions(features, params.span).astype(np.int32)
+    positions = positions_of(request.sampling_params, features).astype(np.int32)
     if not len(positions):
         return
     layers = params.map_layers(num_layers)
@@ -117,7 +116,7 @@ def expect(
             "the engine allows (max_map_bytes, --max-map-bytes): ask for fewer layers",
             "maps",
         )
-    places, known = _places(prompt, features, processor)
+    places, known = places_of(prompt, features, processor)
     shown = [f for f in features if f.modality in _KINDS]
     image = np.zeros(len(positions), np.int32)
     for number, feature in enumerate(sorted(shown, key=lambda f: f.mm_position.offset)):
@@ -128,7 +127,7 @@ def expect(
     features[0].adaptvis_maps = Collected(params, layers, positions, places, pictures, image)
 
 
-def _places(
+def places_of(
     prompt: Any, features: Sequence[Any], processor: Callable[[], Any]
 ) -> tuple[Any, list[tuple[int, int]]]:
     """Geometry, or why it is not known; and each picture's width and height, if they are."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from adaptvis_vllm.engine.plan import SteeredRequest, StepPlan, StepRows, WeightRows
+from adaptvis_vllm.engine.plan import OptionRows, SteeredRequest, StepPlan, StepRows, WeightRows
 from adaptvis_vllm.steering import policy
+from adaptvis_vllm.steering.fields import RULES
 
 Upload = Callable[[np.ndarray], torch.Tensor]
 PAIR = 2  # side rows of an entry at most
@@ -35,46 +36,55 @@ def row_of(
 
 def rows(
     plan: StepPlan,
-    on: Mapping[str, bool],
+    heads: Mapping[str, tuple[int, ...]],
     index: Mapping[str, int],
     query_start: np.ndarray,
     alpha: torch.Tensor,
     upload: Upload,
 ) -> StepRows | None:
-    """The rows of layers in which the requests that are `on` are scaled; None for no rows.
+    """The rows of layers in which these heads are steered; None for no rows.
 
-    Rows in place read their alpha from the table, side rows from lines behind it. Side rows of a
-    request that is off are computed with alpha 1: nobody else computes them.
+    heads: request id -> `SteeredRequest.heads`, of one length. Rows in place read their alpha from
+    the table, side rows from lines behind it. Side rows of a request without heads are computed
+    unsteered: nobody else computes them.
     """
-    steers = [r for r in plan.steers if on[r.req_id]]
-    entries = [(r, row_n(r, plan, index, query_start), r.slot, 0) for r in steers]
+    in_place = [*((r, r.last) for r in plan.steers), *plan.generated]
+    entries = [
+        (r, row_of(r, position, plan, index, query_start), position, r.slot, 0)
+        for r, position in in_place
+        if any(heads[r.req_id])
+    ]
     alphas: list[float] = []
     for request in plan.sides:
         values = request.alphas
         for first in range(0, len(values), PAIR):
             count = len(values[first : first + PAIR])
             number = len(alphas) + first
-            entries.append((request, plan.num_tokens + number, len(alpha) + number, count))
-        alphas += values if on[request.req_id] else [1.0] * len(values)
+            row, slot = plan.num_tokens + number, len(alpha) + number
+            entries.append((request, row, request.last, slot, count))
+        alphas += values
     if not entries:
         return None
     lens = [len(r.words) for r, *_ in entries]
     table = np.array(
         [
-            [row for _, row, _, _ in entries],
+            [row for _, row, *_ in entries],
             [index[r.req_id] for r, *_ in entries],
-            [r.last + 1 for r, *_ in entries],
-            [slot for _, _, slot, _ in entries],
+            [position + 1 for _, _, position, *_ in entries],
+            [slot for *_, slot, _ in entries],
             np.cumsum([0, *lens[:-1]]),
             lens,
             [own for *_, own in entries],
+            [RULES.index(r.params.rule) for r, *_ in entries],
         ],
         np.int32,
     )
+    bitmaps = np.array([heads[r.req_id] for r, *_ in entries], np.int32)
     behind = np.array(alphas, np.float32).view(np.int32)
-    packed = upload(np.concatenate([table.ravel(), *(r.words for r, *_ in entries), behind]))
-    first, reqs, kv_lens, slots, starts, words_of, own = packed[: table.size].view(7, -1)
-    words, tail = packed[table.size :].split([sum(lens), len(behind)])
+    lists = [table.ravel(), bitmaps.ravel(), *(r.words for r, *_ in entries), behind]
+    packed = upload(np.concatenate(lists))
+    first, reqs, kv_lens, slots, starts, words_of, own, rules = packed[: table.size].view(8, -1)
+    on, words, tail = packed[table.size :].split([bitmaps.size, sum(lens), len(behind)])
     return StepRows(
         rows=first,
         reqs=reqs,
@@ -84,8 +94,10 @@ def rows(
         span_words=words,
         span_starts=starts,
         span_lens=words_of,
+        rules=rules,
+        heads=on.view(bitmaps.shape),
         own=own,
-        max_kv_len=max(r.last for r, *_ in entries) + 1,
+        max_kv_len=max(position for _, _, position, *_ in entries) + 1,
         sides=plan.tail,
     )
 
@@ -135,17 +147,41 @@ def sides(
     plan.base, plan.lines = where.view(2, -1).long()
     plan.source = source.long()
     plan.policy = table.view(7, -1)
+    plan.options = _options(plan, upload)
+
+
+def _options(plan: StepPlan, upload: Upload) -> OptionRows | None:
+    asked = [(line, r.options) for line, r in enumerate(plan.sides) if r.options]
+    if not asked:
+        return None
+    most = max(len(options) for _, options in asked)
+    longest = max(len(tokens) for _, options in asked for tokens in options)
+    table = np.full((len(asked), most, longest), -1, np.int64)
+    for row, (_, options) in zip(table, asked, strict=True):
+        for place, tokens in zip(row, options, strict=False):
+            place[: len(tokens)] = tokens
+    lines = [line for line, _ in asked]
+    lists = np.array([lines, [len(options) for _, options in asked]], np.int64)
+    packed = upload(np.concatenate([lists.ravel(), table.ravel()]))
+    where, tokens = packed.split([lists.size, table.size])
+    numbers, sizes = where.view(2, -1)
+    choices = sum(line < len(plan.choices) for line in lines)
+    return OptionRows(numbers, tokens.view(table.shape), sizes, choices)
 
 
 def weights(
     plan: StepPlan,
     num_layers: int,
+    held_heads: Callable[[SteeredRequest, int], tuple[int, ...]],
     index: Mapping[str, int],
     query_start: np.ndarray,
+    held_alpha: torch.Tensor,
     upload: Upload,
 ) -> None:
     """Place the plan's captured rows in the batch and their weights in one list.
 
+    held_heads: `SteeredRequest.heads` of a request in a layer, of the heads that this rank holds.
+    held_alpha: the table, of rows of generated tokens that are steered.
     Of a captured position its block is [rows, layers, heads, positions + 2], see `Captured`.
     """
     first_side: dict[str, int] = {}
@@ -155,16 +191,16 @@ def weights(
         count += len(request.alphas)
     entries: list[tuple[int, int, int, int]] = []  # row, line of the block table, kv_len, own
     requests: list[SteeredRequest] = []
-    alphas = [1.0]  # line 0: of rows, and in layers, that are not steered
+    alphas = [1.0]  # line 0 behind the table: of rows that are not steered, like all their heads
     offsets: list[np.ndarray] = []  # of each entry [layers]
-    slots: list[np.ndarray] = []
+    slots: list[int] = []
+    on: list[bool] = []  # whether heads of the row are steered
     size = 0
     for captured in plan.captures:
         request, line = captured.request, index[captured.request.req_id]
         row = row_of(request, captured.position, plan, index, query_start)
         rows, layers, heads, width = captured.shape(plan.map_heads)
         captured.start = size
-        on = np.array([request.layers is None or i in request.layers for i in range(num_layers)])
         for number in range(rows):
             where = row if number == 0 else first_side[request.req_id] + number - 1
             entries.append((where, line, captured.position + 1, int(number > 0)))
@@ -174,9 +210,16 @@ def weights(
             places[list(request.map_layers)] = size + step * np.arange(layers)
             offsets.append(places)
             size += layers * step
-            slots.append(np.where(on, len(alphas), 0) if number else np.zeros(num_layers))
+            steered = number > 0
             if number:
+                slots.append(len(held_alpha) + len(alphas))
                 alphas.append(captured.alphas[number - 1])
+            elif captured.position > request.last and request.params.steers_generated:
+                steered = True
+                slots.append(request.slot)
+            else:
+                slots.append(len(held_alpha))
+            on.append(steered)
     words = [len(r.words) for r in requests]
     counts = [len(r.positions) for r in requests]
     table = np.array(
@@ -186,35 +229,52 @@ def weights(
             words,
             np.cumsum([0, *counts[:-1]]),
             counts,
+            slots,
+            [RULES.index(r.params.rule) for r in requests],
         ],
         np.int32,
     )
+    wanted = {i for r in requests for i in r.map_layers}
+    bitmaps = {
+        i: np.array(
+            [
+                np.multiply(held_heads(r, i), steered)
+                for r, steered in zip(requests, on, strict=True)
+            ],
+            np.int32,
+        )
+        for i in sorted(wanted)
+    }
     lists = (
         table.ravel(),
-        np.array(slots, np.int32).T.ravel(),
+        *(words.ravel() for words in bitmaps.values()),
         np.array(alphas, np.float32).view(np.int32),
         *(r.words for r in requests),
         *(r.positions for r in requests),
     )
     packed = upload(np.concatenate(lists))
-    sizes = [table.size, num_layers * len(entries), len(alphas), sum(words), sum(counts)]
-    found, slot_of, alpha, span_words, positions = packed.split(sizes)
-    row, req, kv_len, own, word_starts, word_lens, starts, lens = found.view(8, -1)
+    of_heads = [words.size for words in bitmaps.values()]
+    sizes = [table.size, *of_heads, len(alphas), sum(words), sum(counts)]
+    found, *some, own_alphas, span_words, positions = packed.split(sizes)
+    alpha = torch.cat([held_alpha, own_alphas.view(torch.float32)])
+    heads_of = {i: t.view(words.shape) for t, (i, words) in zip(some, bitmaps.items(), strict=True)}
+    row, req, kv_len, own, word_starts, word_lens, starts, lens, slot, rule = found.view(10, -1)
     offset = upload(np.array(offsets, np.int64).T.copy())
     out = torch.zeros(size, dtype=torch.float16, device=packed.device)
     plan.weights = out
-    wanted = {i for r in requests for i in r.map_layers}
     plan.weights_by_layer = [
         WeightRows(
             out=out,
             rows=row,
             reqs=req,
             kv_lens=kv_len,
-            slots=slot_of.view(num_layers, -1)[i],
-            alpha=alpha.view(torch.float32),
+            slots=slot,
+            alpha=alpha,
             span_words=span_words,
             span_starts=word_starts,
             span_lens=word_lens,
+            rules=rule,
+            heads=heads_of[i],
             own=own,
             positions=positions,
             pos_starts=starts,

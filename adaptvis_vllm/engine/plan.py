@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from adaptvis_vllm.steering.fields import CONFIDENCES
+from adaptvis_vllm.steering.first_tokens import Tokens
+from adaptvis_vllm.steering.heads import bitmap
 from adaptvis_vllm.steering.params import SteeringParams
 
 HEAD_ROWS = 256  # side rows without a choice whose logits are computed at once
@@ -28,12 +30,14 @@ class SteeredRequest:
     last: int  # n, the last prompt position
     words: np.ndarray  # [W] int32, bitmap of the image positions
     positions: np.ndarray  # [P] int32, the same as numbers
-    layers: frozenset[int] | None
+    masks: Mapping[int, int]  # layer -> its steered heads, see `SteeringParams.head_masks`
     slot: int  # its line in the alpha table
     decided: bool = False  # its side rows are computed, and a chosen alpha is in the table
     steered: bool = False
+    options: Tokens | None = None  # over which its confidence is taken
     map_layers: tuple[int, ...] = ()  # layers whose weights are captured
     captured: int = -1  # the last position whose weights are
+    _bitmaps: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def chooses(self) -> bool:
@@ -41,6 +45,13 @@ class SteeredRequest:
         scaling has a side row then, the only one to choose."""
         mode = self.params.mode
         return mode == "adaptive" or (mode == "scaling" and bool(self.map_layers))
+
+    def heads(self, layer: int, first: int, count: int) -> tuple[int, ...]:
+        """Bitmap of those of a layer's heads from `first` on that are steered."""
+        found = self._bitmaps.get(layer)
+        if found is None:
+            found = self._bitmaps[layer] = bitmap(self.masks.get(layer, 0), first, count)
+        return found
 
     @property
     def has_sides(self) -> bool:
@@ -68,9 +79,12 @@ class StepRows:
     share keys and values but those of their own position n.
 
     rows: [E] int32, the entry's first row in the batch. reqs: [E] int32, line of the block
-    table. kv_lens: [E] int32, n + 1. slots: [E] int32, index of the first row's alpha; the second
-    one's follows. alpha: [S] float32. span_words: [W] int32, bitmaps; span_starts, span_lens: [E]
-    int32, in words. own: [E] int32, side rows of the entry; 0 for a row in its place.
+    table. kv_lens: [E] int32, the row's position + 1. slots: [E] int32, index of the first row's
+    alpha; the second one's follows. alpha: [S] float32. span_words: [W] int32, bitmaps;
+    span_starts, span_lens: [E] int32, in words. rules: [E] int32, index in
+    `kernels.gpu.config.RULES`. heads: [E, HW] int32, bitmaps of the rank's query heads that are
+    steered; the others of these rows are computed too.
+    own: [E] int32, side rows of the entry; 0 for a row in its place.
     max_kv_len: the largest of kv_lens, on the host. sides: all side rows of the step.
     """
 
@@ -82,6 +96,8 @@ class StepRows:
     span_words: torch.Tensor
     span_starts: torch.Tensor
     span_lens: torch.Tensor
+    rules: torch.Tensor
+    heads: torch.Tensor
     own: torch.Tensor
     max_kv_len: int
     sides: slice = field(default_factory=lambda: slice(0, 0))
@@ -94,7 +110,7 @@ class StepRows:
         """In the order in which the kernels take them."""
         return (
             *(self.rows, self.reqs, self.kv_lens, self.slots, self.alpha),
-            *(self.span_words, self.span_starts, self.span_lens),
+            *(self.span_words, self.span_starts, self.span_lens, self.rules, self.heads),
         )
 
 
@@ -140,6 +156,8 @@ class WeightRows:
     span_words: torch.Tensor
     span_starts: torch.Tensor
     span_lens: torch.Tensor
+    rules: torch.Tensor
+    heads: torch.Tensor
     own: torch.Tensor
     positions: torch.Tensor
     pos_starts: torch.Tensor
@@ -150,9 +168,24 @@ class WeightRows:
         """In the order in which the kernels take them, without out."""
         return (
             *(self.rows, self.reqs, self.kv_lens, self.slots, self.alpha),
-            *(self.span_words, self.span_starts, self.span_lens, self.own),
+            *(self.span_words, self.span_starts, self.span_lens, self.rules, self.heads, self.own),
             *(self.positions, self.pos_starts, self.pos_lens, self.offsets),
         )
+
+
+@dataclass
+class OptionRows:
+    """Side requests of a step whose confidence is taken over options, Q of them.
+
+    lines: [Q] int64, their numbers among the step's side requests, ascending. tokens: [Q, K, T]
+    int64, of their options, -1 for none. sizes: [Q] int64, options of each. choices: how many of
+    them, the first ones, choose.
+    """
+
+    lines: torch.Tensor
+    tokens: torch.Tensor
+    sizes: torch.Tensor
+    choices: int
 
 
 @dataclass
@@ -166,6 +199,7 @@ class StepPlan:
 
     sides: list[SteeredRequest] = field(default_factory=list)
     steers: list[SteeredRequest] = field(default_factory=list)
+    generated: list[tuple[SteeredRequest, int]] = field(default_factory=list)  # (request, position)
     starts: dict[str, int] = field(default_factory=dict)  # first position of the chunk
     behind: dict[str, int] = field(default_factory=dict)  # scheduled positions behind n
     drafts: dict[str, int] = field(default_factory=dict)  # of all requests of the step
@@ -178,6 +212,7 @@ class StepPlan:
     lines: torch.Tensor | None = None  # [P] int64, their lines in the logits
     source: torch.Tensor | None = None  # [rows] int64, the row that each side row copies
     policy: torch.Tensor | None = None  # [7, choices] int32, see `place.sides`
+    options: OptionRows | None = None
     hidden: torch.Tensor | None = None  # [rows, hidden size], of the side rows
     kept: Any = None  # `kernels.gpu.commit.Kept`, of layers with paged caches
     commits: list[Callable[[torch.Tensor], None]] = field(default_factory=list)
@@ -205,10 +240,11 @@ class StepPlan:
 
     def results(self) -> dict[str, Any]:
         """By request: (confidence, alpha), or of candidates their tokens, their probabilities and
-        the measures of the unsteered row, `CONFIDENCES`. Reads `result`, which must have arrived.
+        the measures of the unsteered row, `CONFIDENCES`; and of one with options the number of the
+        best one. Reads `result`, which must have arrived.
 
         It has confidences and alphas of choices; tokens, probabilities, measures, each of all
-        candidates; floats as the int32 of the same bits.
+        candidates; floats as the int32 of the same bits; then the best options.
         """
         assert self.result is not None
         bits = self.result.numpy()
@@ -219,13 +255,16 @@ class StepPlan:
             for i, r in enumerate(self.choices)
         }
         first = 2 * choices
-        measures = floats[first + 2 * rows :].reshape(len(CONFIDENCES), -1)
+        measures = floats[first + 2 * rows : self.result_size].reshape(len(CONFIDENCES), -1)
         for i, request in enumerate(self.sides[choices:]):
             last = first + len(request.alphas)
             probabilities = floats[first + rows : last + rows]
             found = (bits[first:last], probabilities, measures[:, i])
             out[request.req_id] = tuple(values.tolist() for values in found)
             first = last
+        asked = [r.req_id for r in self.sides if r.options]
+        for req_id, best in zip(asked, bits[self.result_size :].tolist(), strict=True):
+            out[req_id] += (best,)
         return out
 
     def maps(self, results: dict[str, Any]) -> dict[str, list[bytes]]:

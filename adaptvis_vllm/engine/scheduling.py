@@ -37,6 +37,7 @@ class RequestSteering:
     alpha: float | None = None
     candidates: list[dict[str, Any]] = field(default_factory=list)
     confidences: dict[str, float] | None = None
+    option: str | None = None
     maps: list[bytes] = field(default_factory=list)  # pieces that are not yet on their way
 
     @property
@@ -46,6 +47,9 @@ class RequestSteering:
 
     def take(self, result: Sequence[Any], stops: Container[int | None]) -> None:
         """The worker's, see `StepPlan.results`. stops: token ids that end an answer."""
+        if self.params.options is not None:
+            *result, best = result
+            self.option = self.params.options[best]
         if self.params.mode == "scaling":
             return  # it had no choice, see `SteeredRequest.chooses`
         if self.params.candidates is None:
@@ -72,7 +76,7 @@ class RequestSteering:
         if self.params.mode == "off":
             return Report("off", reason=MODE_OFF)
         if not self.image:
-            reason = nothing_to_steer(self.params.span)
+            reason = nothing_to_steer(self.params.kind)
             return Report(self.params.mode, reason=reason, candidates=[])
         if self.params.mode == "candidates":
             return Report(
@@ -81,10 +85,11 @@ class RequestSteering:
                 reason=MODE_CANDIDATES,
                 candidates=self.candidates,
                 confidences=self.confidences,
+                option=self.option,
             )
         if self.params.mode == "scaling":
             return Report("scaling", alpha=self.params.alpha, steered=True)
-        return Report("adaptive", self.confidence, self.alpha, steered=True)
+        return Report("adaptive", self.confidence, self.alpha, steered=True, option=self.option)
 
     def carried(self, kv_transfer_params: dict[str, Any] | None) -> dict[str, Any]:
         """vLLM's parameters with the report, the first time, and maps that are there, on their way
@@ -109,7 +114,7 @@ def steering_of(request: Any) -> RequestSteering | None:
     request.adaptvis = params and RequestSteering(
         params,
         request.num_prompt_tokens - 1,
-        has_positions(request.mm_features, params.span),
+        has_positions(request.mm_features, **params.pictures),
     )
     return request.adaptvis
 

@@ -7,7 +7,7 @@ it for rows. Which requests they are of is `held`'s to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from adaptvis_vllm.engine import place
 from adaptvis_vllm.engine.held import Held
-from adaptvis_vllm.engine.plan import HEAD_ROWS, StepPlan, StepRows
+from adaptvis_vllm.engine.plan import HEAD_ROWS, SteeredRequest, StepPlan, StepRows
 from adaptvis_vllm.steering import policy
 
 # Buffers of models, beside their inputs, that hold a row for each token: Qwen3-VL and Cohere
@@ -26,25 +26,25 @@ MODEL_ROWS = ("deepstack_input_embeds", "_ds_buffers", "per_layer_embeddings")
 class Steering:
     """The steering state of one worker.
 
-    device: of the model. layers: decoder layer indices that can be steered.
+    device: of the model. layers: index of each decoder layer that can be steered -> its query heads
+    on this rank. rank: this one's, tensor-parallel.
     broadcast: sends a tensor from tensor-parallel rank 0 to all, in place; None for one rank.
-    gather: [N] -> [ranks, N] of all tensor-parallel ranks; None for one. num_heads: query heads of
-    this rank.
+    gather: [N] -> [ranks, N] of all tensor-parallel ranks; None for one.
     """
 
     def __init__(
         self,
         device: torch.device,
-        layers: Sequence[int],
+        layers: Mapping[int, int],
         broadcast: Callable[[torch.Tensor], Any] | None = None,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        num_heads: int = 0,
+        rank: int = 0,
     ) -> None:
         self.device = device
-        self.layers = frozenset(layers)
+        self.layers = dict(layers)
         self.num_layers = max(layers, default=-1) + 1
-        self.broadcast, self.gather = broadcast, gather
-        self.num_heads = num_heads
+        self.num_heads = max(self.layers.values(), default=0)
+        self.broadcast, self.gather, self.rank = broadcast, gather, rank
         self.held = Held(self.num_layers, device)
         self.plan: StepPlan | None = None  # read by the attention wrappers
         self.sampling: StepPlan | None = None  # the same plan, between forward and sampling
@@ -81,25 +81,31 @@ class Steering:
             self.held.alpha.index_copy_(0, packed[0].long(), packed[1].view(torch.float32))
         if plan.sides:
             place.sides(plan, index, query_start, self._upload)
-        subsets: dict[tuple[bool, ...], StepRows | None] = {}
-        requests = (*plan.steers, *plan.sides)
+        subsets: dict[tuple[tuple[int, ...], ...], StepRows | None] = {}
+        requests = (*plan.steers, *plan.sides, *(r for r, _ in plan.generated))
         for i in range(self.num_layers):
             if i not in self.layers:
                 plan.by_layer.append(None)
                 continue
-            on = {r.req_id: r.layers is None or i in r.layers for r in requests}
-            key = tuple(on.values())
+            heads = {r.req_id: self._held_heads(r, i) for r in requests}
+            key = tuple(heads.values())
             if key not in subsets:
                 subsets[key] = place.rows(
-                    plan, on, index, query_start, self.held.alpha, self._upload
+                    plan, heads, index, query_start, self.held.alpha, self._upload
                 )
             plan.by_layer.append(subsets[key])
         plan.weights_by_layer = [None] * self.num_layers
         if plan.captures:
             plan.map_heads = self.num_heads
-            place.weights(plan, self.num_layers, index, query_start, self._upload)
+            held = (self._held_heads, index, query_start, self.held.alpha)
+            place.weights(plan, self.num_layers, *held, self._upload)
         due = zip(plan.by_layer, plan.weights_by_layer, strict=True)
         plan.layers_due = sum(any(rows) for rows in due)
+
+    def _held_heads(self, request: SteeredRequest, layer: int) -> tuple[int, ...]:
+        """Bitmap of the request's steered heads in a layer, of those that this rank holds."""
+        count = self.layers[layer]
+        return request.heads(layer, self.rank * count, count)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         """To the device, without waiting for it."""
@@ -191,6 +197,8 @@ class Steering:
             self.commit(plan, chosen)
         if len(plan.sides) > choices:
             found.append(self._candidates(plan, base, sides, head))
+        if plan.options is not None:
+            found.append(self._best_options(plan, base))
         if self.switch_loras is not None:
             self.switch_loras(None)
         plan.hidden = None
@@ -225,6 +233,12 @@ class Steering:
         else:
             asked = {r.params.confidence for r in plan.choices}
             conf = policy.confidences(logits[:count], kinds, asked)
+            if plan.options is not None and plan.options.choices:
+                some = slice(0, plan.options.choices)
+                lines, sizes = plan.options.lines[some], plan.options.sizes[some]
+                over = policy.option_logits(logits[lines], plan.options.tokens[some])
+                of = policy.confidences(over, kinds[lines], asked, sizes)
+                conf.index_copy_(0, lines, of)
         if self.broadcast is not None:
             self.broadcast(conf)
         is_high = ~policy.is_low(conf, threshold, decimals)
@@ -256,8 +270,23 @@ class Steering:
             size = plan.result_size - 2 * len(plan.choices)
             return torch.zeros(size, dtype=torch.int32, device=self.device)
         tokens, probabilities = zip(*best, strict=True)
-        measures = policy.measures(base[len(plan.choices) :]).flatten()
-        return torch.cat([*tokens, torch.cat([*probabilities, measures]).view(torch.int32)])
+        measures = policy.measures(base[len(plan.choices) :])
+        if plan.options is not None:
+            some = slice(plan.options.choices, None)
+            lines, sizes = plan.options.lines[some], plan.options.sizes[some]
+            over = policy.option_logits(base[lines], plan.options.tokens[some])
+            measures.index_copy_(1, lines - len(plan.choices), policy.measures(over, sizes))
+        found = torch.cat([*probabilities, measures.flatten()]).view(torch.int32)
+        return torch.cat([*tokens, found])
+
+    def _best_options(self, plan: StepPlan, base: torch.Tensor | None) -> torch.Tensor:
+        """[Q] int32, of the requests with options the most probable one; zeros on ranks without
+        logits. base: as of `_candidates`."""
+        assert plan.options is not None
+        if base is None:
+            return torch.zeros(len(plan.options.lines), dtype=torch.int32, device=self.device)
+        over = policy.option_logits(base[plan.options.lines], plan.options.tokens)
+        return over.argmax(-1).int()
 
     def end_sampling(self, output: Any) -> Any:
         """Hang confidences, alphas, candidates and maps on the runner's output; returns it.

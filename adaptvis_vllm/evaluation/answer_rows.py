@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptvis_vllm.evaluation.datasets.question import Question
-from adaptvis_vllm.steering.fields import CONFIDENCES, check_field, nearest
+from adaptvis_vllm.steering.fields import CONFIDENCES, check_field
+from adaptvis_vllm.steering.words import nearest
 
 FIELDS = ("id", "question", "prompt", "answer", "choices", "answers", "confidence")
 STEERING = ("layers", "span")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from adaptvis_vllm.files.media import Picture, load_image
 from adaptvis_vllm.files.urls import is_remote
 from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.offline.schema import output_row
+from adaptvis_vllm.steering.first_tokens import CHOICES
 from adaptvis_vllm.steering.params import Off, SteeringParams
 
 LOADERS = 4
@@ -139,6 +140,16 @@ def _fault(source: Source) -> str | None:
     return None
 
 
+def with_choices(steering: SteeringParams, choices: Sequence[str]) -> SteeringParams:
+    """With a question's choices for its options, where these are asked for; ValueError where the
+    question has none."""
+    if steering.options != CHOICES:
+        return steering
+    if len(choices) < 2:
+        raise ValueError("options is 'choices', but the question has no choices")
+    return replace(steering, options=tuple(choices))
+
+
 def _rows(
     questions: Sequence[Question],
     steerings: Sequence[SteeringParams],
@@ -158,6 +169,11 @@ def _rows(
         if question.prompt is not None and not chat:
             text = {"prompt": question.prompt}
         for steering in steerings:
+            try:
+                steering = with_choices(steering, question.choices)
+            except ValueError as error:
+                yield error
+                continue
             yield {
                 "id": question.id,
                 **text,

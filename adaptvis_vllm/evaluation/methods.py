@@ -34,6 +34,8 @@ def chosen_methods(args: Namespace, benchmark: Benchmark) -> dict[str, SteeringP
     out = {BASE: Off()}
     for method, needs in _NEEDS.items():
         own = {n: v for n, v in given.items() if n not in _NUMBERS or n in needs}
+        if method == SCALING:
+            own.pop("options", None)  # it has no confidence
         if own.get("preset") not in _PRESETS[method]:
             own.pop("preset", None)
         possible = "preset" in own or any(name in own for name in needs)

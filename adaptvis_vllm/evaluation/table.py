@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class SweepTable:
     scores: [Q, A] float64 in [0, 1], 1 where an answer is right.
     confidences: for measures of `CONFIDENCES` [Q] float32, of the unsteered first token; those
         that are not known lack.
-    layers, span: of all steering, as in `SteeringParams`.
+    layers, span, heads, rule: of all steering, as in `SteeringParams`.
     """
 
     ids: Sequence[str]
@@ -33,6 +34,13 @@ class SweepTable:
     confidences: Mapping[str, NDArray[np.float32]]
     layers: str | None = None
     span: str = "embeddings"
+    heads: str | None = None
+    rule: str = "multiply"
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What all its steering has in common, fields of `SteeringParams`."""
+        return {name: getattr(self, name) for name in ("layers", "heads", "span", "rule")}
 
     def __post_init__(self) -> None:
         shape = (len(self.ids), len(self.alphas))
@@ -76,8 +84,7 @@ class SweepTable:
         """
         if params.mode == "off":
             return np.full(len(self.ids), self.plain)
-        swept = {"layers": self.layers, "span": self.span, "confidence_decimals": None}
-        for name, value in swept.items():
+        for name, value in {**self.where, "confidence_decimals": None}.items():
             if getattr(params, name) != value:
                 raise ValueError(f"{name} {getattr(params, name)!r} was not swept")
         if params.mode == "scaling":

@@ -11,9 +11,9 @@ from adaptvis_vllm.maps.folder import MapFolder
 from adaptvis_vllm.offline.schema import TEXTS, Row, output_row, parse_row, row_id_of, sentence
 from adaptvis_vllm.offline.stream import Answer
 from adaptvis_vllm.steering.defaults import server_defaults
-from adaptvis_vllm.steering.fields import BadParameter
 from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.report import adaptive_branch
+from adaptvis_vllm.steering.words import BadParameter
 
 
 class Format(Protocol):

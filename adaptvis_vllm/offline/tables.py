@@ -27,6 +27,7 @@ REPORT = pa.struct(
         ("alpha", pa.float64()),
         ("steered", pa.bool_()),
         ("reason", pa.string()),
+        ("option", pa.string()),
         ("candidates", pa.list_(CANDIDATE)),
         ("confidences", pa.struct([(kind, pa.float64()) for kind in CONFIDENCES])),
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -26,29 +29,59 @@ class Steering:
     """What the attention layers of one model shall do now. watch: None for nobody."""
 
     def __init__(self) -> None:
-        self.alpha = 1.0
+        self.alpha, self.rule = 1.0, "multiply"
         self.columns: torch.Tensor | None = None  # [prompt length] bool; None: nothing
-        self.wanted: frozenset[int] = frozenset()
+        self.wanted: Mapping[int, int] = {}
+        self.generated = False
         self.watch: Watcher | None = None
-        self._done: set[int] = set()
+        self._calls: Counter[int] = Counter()
 
-    def begin(self, alpha: float, columns: torch.Tensor, layers: frozenset[int]) -> None:
-        """Scale by alpha the given columns of the last prompt row, in these layers."""
-        self.alpha, self.columns, self.wanted = alpha, columns, layers
-        self._done = set()
+    def begin(
+        self,
+        alpha: float,
+        rule: str,
+        columns: torch.Tensor,
+        heads: Mapping[int, int],
+        generated: bool,
+    ) -> None:
+        """Change by alpha the given columns of the last prompt row.
+
+        heads: layer -> mask of the query heads in which that is done, bit h for head h.
+        generated: the rows of generated tokens too.
+        """
+        self.alpha, self.rule, self.columns, self.wanted = alpha, rule, columns, heads
+        self.generated, self._calls = generated, Counter()
+
+    def steered(self, scores: torch.Tensor, layer: int) -> torch.Tensor:
+        """scores: [1, heads, columns], scaled, of one row."""
+        if self.rule == "multiply":
+            changed = scores * self.alpha
+        elif self.rule == "add_log":
+            changed = scores + math.log(self.alpha)
+        else:
+            changed = scores + self.alpha * scores.abs()
+        assert self.columns is not None
+        chosen = [bool(self.wanted[layer] >> head & 1) for head in range(scores.shape[1])]
+        heads = torch.tensor(chosen, device=scores.device)[:, None]
+        # Generated tokens are no image, and a layer with a window keeps the last columns alone.
+        behind = self.columns.new_zeros(self._calls[layer] - 1)
+        columns = torch.cat([self.columns, behind])[-scores.shape[-1] :]
+        return torch.where(heads & columns, changed, scores)
 
     def end(self) -> frozenset[int]:
         """Scale no more; returns the layers that were scaled."""
         self.columns = None
-        return frozenset(self._done)
+        return frozenset(self._calls)
 
     def claims(self, layer: int, rows: int, columns: int) -> bool:
-        """Whether this call is one to scale: the whole prompt, in a chosen layer."""
+        """Whether this call is one to scale, in a chosen layer: the whole prompt, or behind it a
+        generated token."""
         if self.columns is None or layer not in self.wanted:
             return False
-        if not rows == columns == len(self.columns):
+        is_prompt = rows == columns == len(self.columns) and not self._calls[layer]
+        if not is_prompt and not (self.generated and rows == 1 and self._calls[layer]):
             return False
-        self._done.add(layer)
+        self._calls[layer] += 1
         return True
 
 
@@ -107,22 +140,20 @@ def _steered_attention(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """s[n, j] = alpha * (q_n . k_j) * scaling for image positions j, n the last row.
+    """s[n, j] = rule((q_n . k_j) * scaling, alpha) for image positions j, n the last row.
 
-    The scale comes after `scaling`, before soft cap and mask. In the order of operations
+    The rule comes after `scaling`, before soft cap and mask. In the order of operations
     of transformers' eager attention: alpha 1 changes no bit. s_aux: [heads], the logits of
     learned sinks, a column of its own that has no value.
     """
     for name in _UNKNOWN:
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} uses {name}")
-    assert steering.columns is not None
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    last = scores[:, :, -1]
-    scores[:, :, -1] = torch.where(steering.columns, last * steering.alpha, last)
+    scores[:, :, -1] = steering.steered(scores[:, :, -1], module.layer_idx)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     if attention_mask is not None:

@@ -26,6 +26,7 @@ from transformers import (  # noqa: E402
 
 from adaptvis_vllm.maps.maps import Maps  # noqa: E402
 from adaptvis_vllm.reference.attention import Steering, install  # noqa: E402
+from adaptvis_vllm.reference.boxes import positions_in  # noqa: E402
 from adaptvis_vllm.reference.inputs import Prompt, Video, prepare  # noqa: E402
 from adaptvis_vllm.reference.literals import Literals  # noqa: E402
 from adaptvis_vllm.reference.maps import Watch, maps_of  # noqa: E402
@@ -37,6 +38,7 @@ from adaptvis_vllm.reference.positions import (  # noqa: E402
 )
 from adaptvis_vllm.steering import policy  # noqa: E402
 from adaptvis_vllm.steering.fields import CONFIDENCES  # noqa: E402
+from adaptvis_vllm.steering.first_tokens import first_tokens  # noqa: E402
 from adaptvis_vllm.steering.params import SteeringParams  # noqa: E402
 from adaptvis_vllm.steering.report import (  # noqa: E402
     MODE_CANDIDATES,
@@ -86,6 +88,7 @@ class ReferenceModel:
         causal: image tokens see no later ones, as with vLLM's CPU backend, where a model
             (Gemma-3) lets the tokens of an image see each other.
         """
+        self.path = str(path)
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         model: Any = AutoModelForImageTextToText
@@ -106,7 +109,8 @@ class ReferenceModel:
         )
         self._steering = Steering()
         self.layers = install(self.model.get_decoder(), self._steering)
-        self.num_layers = self.model.get_decoder().config.num_hidden_layers
+        config = self.model.get_decoder().config
+        self.num_layers, self.num_heads = config.num_hidden_layers, config.num_attention_heads
 
     def generate(
         self,
@@ -139,7 +143,11 @@ class ReferenceModel:
             inputs.pop("token_type_ids", None)
         ids: list[int] = inputs["input_ids"][0].tolist()
         found = feature_positions(self.feature_tokens, ids)
-        positions = steered_columns(found, params.span if params else "embeddings")
+        every = steered_columns(found, "embeddings")
+        positions = every
+        if params is not None:
+            meant = self._meant(params, found, prompt, images, videos)
+            positions = steered_columns(meant, params.pictures["span"])
 
         def run(alpha: float | None, count: int) -> tuple[list[int], torch.Tensor]:
             with self._steered(params, alpha, positions, len(ids)):
@@ -164,7 +172,7 @@ class ReferenceModel:
         stopped = not ignore_eos and token_ids[-1] in self.eos_token_ids
         return ReferenceOutput(
             prompt_token_ids=self._literals.restore(inputs["input_ids"][0]).tolist(),
-            image_positions=steered_columns(found, "embeddings"),
+            image_positions=every,
             token_ids=token_ids,
             text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
             logprobs=chosen.tolist(),
@@ -202,14 +210,50 @@ class ReferenceModel:
         videos: Sequence[Video],
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Of the prompt's pictures and videos the first position, and width and height."""
-        divided = prepare(self.processor, prompt, images, videos, self._literals, divided=True)
-        owner, modalities = self._literals.owners(divided["input_ids"][0].tolist())
+        owner, modalities = self._owners(prompt, images, videos)
         sizes = {
             "image": iter([image.size for image in images]),
             "video": iter([(frames.shape[2], frames.shape[1]) for frames, _ in videos]),
         }
         first = [steered_columns(found, "all")[owner.index(i)] for i in range(len(modalities))]
         return first, [next(sizes[modality]) for modality in modalities]
+
+    def _owners(
+        self, prompt: Prompt, images: Sequence[Image.Image], videos: Sequence[Video]
+    ) -> tuple[list[int], list[str]]:
+        """As of `Literals.owners`."""
+        divided = prepare(self.processor, prompt, images, videos, self._literals, divided=True)
+        return self._literals.owners(divided["input_ids"][0].tolist())
+
+    def _meant(
+        self,
+        params: SteeringParams,
+        found: Mapping[str, Sequence[int]],
+        prompt: Prompt,
+        images: Sequence[Image.Image],
+        videos: Sequence[Video],
+    ) -> Mapping[str, Sequence[int]]:
+        """Positions by modality of the pictures, videos and boxes that `params` names."""
+        chosen = {"image": params.pictures["images"], "video": params.pictures["videos"]}
+        if chosen["image"] is chosen["video"] is params.boxes is None:
+            return found
+        params.check_prompt({"image": len(images), "video": len(videos)})
+        owner, modalities = self._owners(prompt, images, videos)
+        pictures: dict[str, list[list[int]]] = {"image": [], "video": []}
+        for number, modality in enumerate(modalities):
+            at = zip(steered_columns(found, "all"), owner, strict=True)
+            pictures[modality].append([position for position, of in at if of == number])
+        if params.boxes is not None:
+            if not images:
+                return {}
+            number = params.picture(len(images))
+            given = (self.path, pictures, images, videos)
+            return {"image": positions_in(*given, number, params.boxes)}
+        return {
+            modality: [p for n in sorted(numbers) for p in pictures[modality][n]]
+            for modality, numbers in chosen.items()
+            if numbers is not None and pictures[modality]
+        }
 
     def _decide(
         self, params: SteeringParams | None, positions: list[int], run: Any, ignore_eos: bool
@@ -218,12 +262,19 @@ class ReferenceModel:
         under each of their alphas too."""
         if params is None or params.mode == "off":
             return Report("off", reason=MODE_OFF)
-        params.layer_set(self.num_layers)
+        params.check_model(self.num_layers, self.num_heads)
         if not positions:
-            return Report(params.mode, reason=nothing_to_steer(params.span), candidates=[])
+            return Report(params.mode, reason=nothing_to_steer(params.kind), candidates=[])
         if params.mode == "scaling":
             return Report(params.mode, alpha=params.alpha, steered=True)
         _, logits = run(None, 1)
+        option = None
+        if params.options is not None:
+            # The logarithms of p(option): their softmax are the options' shares.
+            own = first_tokens(self.tokenizer, params.options)
+            p = logits[0].double().softmax(-1)
+            logits = torch.stack([p[list(tokens)].sum() for tokens in own]).log()[None]
+            option = params.options[int(logits.argmax())]
         if params.candidates is not None:
             measures = dict(zip(CONFIDENCES, policy.measures(logits)[:, 0].tolist(), strict=True))
             return Report(
@@ -232,12 +283,13 @@ class ReferenceModel:
                 reason=MODE_CANDIDATES,
                 candidates=[self._first(alpha, run, ignore_eos) for alpha in params.candidates],
                 confidences=measures,
+                option=option,
             )
         conf = policy.confidence(logits[:1], params.confidence)
         decimals = -1 if params.confidence_decimals is None else params.confidence_decimals
         low = policy.rounded(conf, torch.tensor([decimals])) < torch.tensor([params.threshold])
         alpha = params.alpha_low if low.item() else params.alpha_high
-        return Report(params.mode, confidence=conf.item(), alpha=alpha, steered=True)
+        return Report(params.mode, conf.item(), alpha, steered=True, option=option)
 
     def _first(self, alpha: float, run: Any, ignore_eos: bool) -> dict[str, Any]:
         """The best first token under alpha."""
@@ -261,15 +313,15 @@ class ReferenceModel:
             return
         columns = torch.zeros(length, dtype=torch.bool, device=self.device)
         columns[positions] = True
-        chosen = params.layer_set(self.num_layers)
-        wanted = self.layers if chosen is None else self.layers & chosen
-        self._steering.begin(alpha, columns, wanted)
+        masks = params.head_masks(self.num_layers)
+        wanted = {layer: masks[layer] for layer in self.layers if layer in masks}
+        self._steering.begin(alpha, params.rule, columns, wanted, params.steers_generated)
         try:
             yield
         finally:
             done = self._steering.end()
-        if done != wanted:
-            raise RuntimeError(f"layers {sorted(wanted - done)} were not steered")
+        if done != set(wanted):
+            raise RuntimeError(f"layers {sorted(set(wanted) - done)} were not steered")
 
     @torch.inference_mode()
     def _greedy(

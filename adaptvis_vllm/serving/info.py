@@ -42,8 +42,13 @@ def describe(engine: Any) -> dict[str, Any]:
         "limits": {
             "mode": list(fields.MODES),
             "alpha": {"above": 0, "max": fields.ALPHA_MAX},
+            "rule": {
+                rule: {"above": 0, "max": high} if low > 0 else {"min": low, "max": high}
+                for rule, (low, high) in fields.ALPHAS.items()
+            },
             "threshold": {"min": 0, "max": 1},
             "layers": {"min": 0, "max": admission.num_layers - 1} if admission.steerable else None,
+            "heads": {"min": 0, "max": admission.num_heads - 1} if admission.steerable else None,
             "confidence": list(fields.CONFIDENCES),
             "confidence_decimals": {"min": 0, "max": fields.DECIMALS_MAX},
             "span": list(fields.SPANS),

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptvis_vllm.steering.fields import CANDIDATES_MAX, BadParameter, show
+from adaptvis_vllm.steering.fields import CANDIDATES_MAX
 from adaptvis_vllm.steering.params import SteeringParams
 from adaptvis_vllm.steering.preset import expand
+from adaptvis_vllm.steering.words import BadParameter, show
 
 OPTION = "adaptvis"  # the key in vLLM's additional_config
 MAX_CANDIDATES = "max_candidates"

@@ -15,10 +15,23 @@ from adaptvis_vllm.steering.fields import CONFIDENCES, DECIMALS_MAX
 KIND_IDS = {kind: i for i, kind in enumerate(CONFIDENCES)}
 
 
-def confidence(logits: torch.Tensor, kind: str = "max_prob") -> torch.Tensor:
+def option_logits(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Logarithms of what options are worth: the softmax of a row is p(option).
+
+    logits: [R, V], raw. tokens: [R, K, T] int64, of each row's options, -1 for none. Returns [R, K]
+    float32, -inf for an option without tokens.
+    """
+    each = logits.float().gather(1, tokens.clamp(min=0).flatten(1)).view(tokens.shape)
+    return each.masked_fill(tokens < 0, -math.inf).logsumexp(-1)
+
+
+def confidence(
+    logits: torch.Tensor, kind: str = "max_prob", sizes: torch.Tensor | None = None
+) -> torch.Tensor:
     """How certain the model is, in [0, 1], growing with certainty.
 
     logits: [R, V], raw, any float dtype; computed in float32.
+    sizes: [R], of options: how many of a row's V there are, the rest being -inf; None for all.
     kind, with p = softmax(logits): "max_prob" is max p, the paper's; "margin" the largest
         p minus the second; "entropy" 1 - H(p) / log V, which is 1 for V = 1.
     Returns [R] float32. ValueError for another kind.
@@ -38,11 +51,17 @@ def confidence(logits: torch.Tensor, kind: str = "max_prob") -> torch.Tensor:
         logp = shifted - total.log()[:, None]
         # A masked token has log p = -inf and p = 0; it adds nothing to H.
         entropy = -(logp.exp() * logp.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
-        return (1 - entropy / math.log(size)).clamp(0, 1)
+        most = math.log(size) if sizes is None else sizes.float().log()
+        return (1 - entropy / most).clamp(0, 1)
     raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, not {kind!r}")
 
 
-def confidences(logits: torch.Tensor, kind_ids: torch.Tensor, kinds: set[str]) -> torch.Tensor:
+def confidences(
+    logits: torch.Tensor,
+    kind_ids: torch.Tensor,
+    kinds: set[str],
+    sizes: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`confidence` for rows of different kinds.
 
     logits: [R, V]. kind_ids: [R] int, `KIND_IDS` on the same device. kinds: those that
@@ -51,14 +70,14 @@ def confidences(logits: torch.Tensor, kind_ids: torch.Tensor, kinds: set[str]) -
     """
     out = torch.zeros(logits.shape[0], dtype=torch.float32, device=logits.device)
     for kind in sorted(kinds):
-        values = confidence(logits, kind)
+        values = confidence(logits, kind, sizes)
         out = values if len(kinds) == 1 else torch.where(kind_ids == KIND_IDS[kind], values, out)
     return out
 
 
-def measures(logits: torch.Tensor) -> torch.Tensor:
+def measures(logits: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
     """`confidence` of every kind, in the order of `CONFIDENCES`: [R, V] -> [3, R] float32."""
-    return torch.stack([confidence(logits, kind) for kind in CONFIDENCES])
+    return torch.stack([confidence(logits, kind, sizes) for kind in CONFIDENCES])
 
 
 def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

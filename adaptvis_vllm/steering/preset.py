@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.files.lines import dumps, loads
-from adaptvis_vllm.steering.fields import PRESETS, nearest, show
+from adaptvis_vllm.steering.fields import PRESETS
 from adaptvis_vllm.steering.params import SteeringParams
+from adaptvis_vllm.steering.words import nearest, show
 
 PARAMETERS, ABOUT = "adaptvis", "calibration"
 
@@ -53,13 +54,16 @@ def read_preset(path: str | Path) -> SteeringParams:
 
 
 def expand(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Steering fields with a `preset` that is a file replaced by what the file holds.
+    """Steering fields with a `preset` that is a file, or `heads` that name one, replaced by what
+    the file holds.
 
     values: fields without prefix, from an operator: options of a command, or
     `additional_config`; never a request's, which may not make the server read files. Fields
     beside `preset` win over the file's. Published names stay. ValueError for a bad file.
     """
     preset = values.get("preset")
+    if isinstance(values.get("heads"), str | Path) and ".json" in str(values["heads"]):
+        values = {**values, "heads": ranked_heads(str(values["heads"]))}
     if not isinstance(preset, str | Path) or preset in PRESETS:
         return dict(values)
     if not Path(preset).is_file():
@@ -68,7 +72,35 @@ def expand(values: Mapping[str, Any]) -> dict[str, Any]:
             f"{nearest(str(preset), PRESETS, '')}"
         )
     others = {k: v for k, v in values.items() if k != "preset" and v is not None}
-    return _values(read_preset(preset)) | others
+    held = _values(read_preset(preset))
+    for name, instead in (("layers", "heads"), ("heads", "layers")):
+        if name in others:
+            held.pop(instead, None)
+    return held | others
+
+
+def ranked_heads(text: str) -> list[str]:
+    """The first heads of a ranking, "FILE:16", or all of it, "FILE".
+
+    Such a file holds {"heads": ["17.3", ...]}, best first, as `adaptvis diagnose` writes it.
+    ValueError, which names the file, for anything else.
+    """
+    path, colon, count = text.rpartition(":")
+    if not colon or not count.isdigit():
+        path, count = text, ""
+    try:
+        heads = loads(Path(path).read_bytes())["heads"]
+        if not heads or not all(isinstance(head, str) for head in heads):
+            raise TypeError
+    except OSError as error:
+        raise ValueError(f"heads: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f'heads: {path} must hold {{"heads": ["17.3", ...]}}, the best first'
+        ) from None
+    if count and not 1 <= int(count) <= len(heads):
+        raise ValueError(f"heads: {path} ranks 1 to {len(heads)} heads, not {count}")
+    return heads[: int(count)] if count else heads
 
 
 def _values(params: SteeringParams) -> dict[str, Any]:

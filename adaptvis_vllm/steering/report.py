@@ -15,9 +15,9 @@ MODE_CANDIDATES = "mode candidates"
 CARRIER = "adaptvis"  # its key in vLLM's kv_transfer_params, and in responses
 
 
-def nothing_to_steer(span: str) -> str:
-    """The reason where a prompt has no position of this span."""
-    return NO_VIDEO if span == "video" else NO_IMAGE
+def nothing_to_steer(kind: str) -> str:
+    """The reason where a prompt has no position of this `SteeringParams.kind`."""
+    return NO_VIDEO if kind == "video" else NO_IMAGE
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Report:
     alpha: the one applied; None when not steered.
     steered: whether a row was scaled. With alpha 1 it is, to no effect.
     reason: why not steered, one of this module's constants; None when steered.
+    option: the most probable one of the request's options; None without any.
 
     Of mode "candidates" alone, and None in others:
     candidates: for each alpha `candidate`'s fields; empty where there is no image.
@@ -43,6 +44,7 @@ class Report:
     reason: str | None = None
     candidates: Sequence[Mapping[str, Any]] | None = None
     confidences: Mapping[str, float] | None = None
+    option: str | None = None
 
     def branch(self, steering: SteeringParams) -> str:
         """Which alpha: "low" or "high", "given" by the request, or "none".
@@ -63,10 +65,13 @@ class Report:
         return "low" if np.float32(compared) < np.float32(steering.threshold) else "high"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. Fields of mode "candidates" are in no other mode's."""
+        """For JSON. Fields of mode "candidates" are in no other mode's, nor is option without
+        one."""
         out = asdict(self)
         if self.mode != "candidates":
             del out["candidates"], out["confidences"]
+        if self.option is None:
+            del out["option"]
         return out
 
 

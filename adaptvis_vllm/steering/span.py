@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,28 @@ _VIDEO = frozenset({"video", "vision_chunk"})
 _MODALITIES = {"image": _IMAGE, "video": _VIDEO}
 
 
-def has_positions(mm_features: Sequence[Any], span: str) -> bool:
+def has_positions(mm_features: Sequence[Any], span: str, **chosen: Any) -> bool:
     """Whether `image_positions` are any."""
-    wanted = _MODALITIES.get(span, _IMAGE | _VIDEO)
-    return any(f.modality in wanted and f.mm_position.get_num_embeds() for f in mm_features)
+    wanted = _wanted(mm_features, span, **chosen)
+    return any(feature.mm_position.get_num_embeds() for feature in wanted)
 
 
-def image_positions(mm_features: Sequence[Any], span: str) -> np.ndarray:
+def image_positions(mm_features: Sequence[Any], span: str, **chosen: Any) -> np.ndarray:
     """Prompt positions whose logits are scaled.
 
-    mm_features: vLLM's `MultiModalFeatureSpec`s (`mm_position` is a `PlaceholderRange`).
+    mm_features: vLLM's `MultiModalFeatureSpec`s (`mm_position` is a `PlaceholderRange`), in the
+        prompt's order.
     span: "embeddings", exactly the positions that hold the embedding of an image or a video
         frame, so neither separators inside an image nor text between images or frames;
         "image" or "video", those of the one kind; "interval", everything from the first to
         the last of all.
+    chosen: images and videos, numbers of the pictures and the videos that are meant, each counted
+        from 0; None for all. Where one of them is given, only what is given is meant.
     Returns [P] int64, ascending and unique; empty where there are none.
     """
-    wanted = _MODALITIES.get(span, _IMAGE | _VIDEO)
     parts = [
         np.arange(first, last + 1)
-        for feature in mm_features
-        if feature.modality in wanted
+        for feature in _wanted(mm_features, span, **chosen)
         for first, last in feature.mm_position.extract_embeds_range()
     ]
     if not parts:
@@ -43,6 +45,25 @@ def image_positions(mm_features: Sequence[Any], span: str) -> np.ndarray:
     if span == "interval" and len(positions):
         return np.arange(positions[0], positions[-1] + 1)
     return positions
+
+
+def _wanted(
+    mm_features: Sequence[Any],
+    span: str,
+    images: Collection[int] | None = None,
+    videos: Collection[int] | None = None,
+) -> Iterator[Any]:
+    modalities = _MODALITIES.get(span, _IMAGE | _VIDEO)
+    seen: Counter[str] = Counter()
+    for feature in mm_features:
+        modality = feature.modality
+        number = seen[modality]
+        seen[modality] += 1
+        if modality not in modalities:
+            continue
+        named = [n for n, kind in ((images, _IMAGE), (videos, _VIDEO)) if modality in kind]
+        if images is videos is None or any(n is not None and number in n for n in named):
+            yield feature
 
 
 def pack_bits(positions: np.ndarray) -> np.ndarray:

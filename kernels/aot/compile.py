@@ -59,7 +59,6 @@ class Variant:
     model: Model
     dtype: str = "bf16"
     kv_dtype: str = ""  # "": dtype
-    rule: str = "multiply"
     soft_cap: bool = False
     sinks: bool = False
     splits: int = 0  # 0: as for one row of the model's context
@@ -80,8 +79,6 @@ class Variant:
         parts = [m.name if self.named else shape, self.dtype]
         if self.kv_dtype:
             parts.append(f"kv {self.kv_dtype}")
-        if self.rule != "multiply":
-            parts.append(self.rule)
         flags = {"window": m.window, "soft cap": self.soft_cap, "sinks": self.sinks}
         parts += [name for name, on in flags.items() if on]
         parts += ["sides"] if self.sides else []
@@ -160,7 +157,7 @@ def model_variants() -> list[Variant]:
 
 
 def matrix_variants() -> list[Variant]:
-    """Every dtype, head size, group, cache dtype, rule and flag."""
+    """Every dtype, head size, group, cache dtype and flag."""
 
     def model(dim: int, group: int, window: int = 0) -> Model:
         return Model("", 4 * group, 4, dim, context=2048, window=window)
@@ -184,9 +181,9 @@ def matrix_variants() -> list[Variant]:
         Variant(model(dim, 4), dtype, kv, splits=2)
         for dtype, kv, dim in product(("fp16", "bf16"), ("e4m3", "e5m2"), (64, 128, 256))
     ]
-    for dim, rule in product((128, 256), ("multiply", "add_log", "pai")):
+    for dim in (128, 256):
         variants += [
-            Variant(model(dim, 4, window), rule=rule, soft_cap=soft_cap, sinks=sinks, splits=2)
+            Variant(model(dim, 4, window), soft_cap=soft_cap, sinks=sinks, splits=2)
             for window, soft_cap, sinks in (
                 (0, False, False),
                 (1024, False, False),
@@ -258,7 +255,6 @@ def signature(
             head_dim=m.head_dim,
             block_size=16,
             kv_bytes=BYTES[cache],
-            rule=variant.rule,
             window=m.window,
             soft_cap=float(variant.soft_cap),
             use_sinks=variant.sinks,
@@ -282,7 +278,6 @@ def signature(
                 num_kv_heads=m.num_kv_heads,
                 head_dim=m.head_dim,
                 block_size=16,
-                rule=variant.rule,
                 window=m.window,
                 soft_cap=float(variant.soft_cap),
                 use_sinks=variant.sinks,

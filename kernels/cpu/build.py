@@ -20,12 +20,12 @@ SOURCES = tuple(Path(__file__).with_name(n) for n in ("steer.cpp", "weights.cpp"
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POINTERS = (
     *("query", "output", "cache", "block_table", "rows", "reqs", "kv_lens", "slots", "alpha"),
-    *("span_words", "span_starts", "span_lens", "own", "key", "value", "sinks"),
+    *("span_words", "span_starts", "span_lens", "rules", "heads", "own", "key", "value", "sinks"),
 )
 _STRIDES = ("query_stride", "output_stride", "table_stride")
 _INTS = (
-    *("first_side", "num_rows", "heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
-    *("value_type", "cache_type"),
+    *("first_side", "num_rows", "num_heads", "kv_heads", "dim", "block", "window", "packed"),
+    *("threads", "value_type", "cache_type"),
 )
 
 
@@ -54,6 +54,8 @@ def steer_rows(
     span_words: torch.Tensor,
     span_starts: torch.Tensor,
     span_lens: torch.Tensor,
+    rules: torch.Tensor,
+    heads: torch.Tensor,  # [E, ceil(num_heads / 32)] int32
     own: torch.Tensor,  # [E] int32: the entry's side rows, at most 2; 0 for a row in its place
     *,
     key: torch.Tensor | None = None,  # [side rows, num_kv_heads, head_dim] of the cache's dtype
@@ -78,9 +80,11 @@ def steer_rows(
         "span_words": span_words,
         "span_starts": span_starts,
         "span_lens": span_lens,
+        "rules": rules,
+        "heads": heads,
         "own": own,
     }
-    heads, dim = query.shape[1:]
+    num_heads, dim = query.shape[1:]
     _, kv_heads, block, _ = kv_cache.shape
     if sinks is not None:
         tensors["sinks"] = sinks
@@ -99,7 +103,7 @@ def steer_rows(
             table_stride=block_table.stride(0),
             first_side=first_side,
             num_rows=len(rows),
-            heads=heads,
+            num_heads=num_heads,
             kv_heads=kv_heads,
             dim=dim,
             block=block,
@@ -133,6 +137,9 @@ def _check(
     for name, t in tokens.items():
         if t.stride()[1:] != (dim, 1):
             raise ValueError(f"the heads of {name} must be contiguous, not of strides {t.stride()}")
+    words = (len(tensors["rows"]), -(-heads // 32))
+    if tensors["heads"].shape != words or not tensors["heads"].is_contiguous():
+        raise ValueError(f"heads must be {[*words]} words, not {[*tensors['heads'].shape]}")
     for name, t in tensors.items():
         wanted = torch.float32 if name in ("alpha", "sinks") else torch.int32
         if t.dtype != wanted or t.stride(-1) != 1:

@@ -32,6 +32,21 @@ struct BFloat16 {
 };
 
 enum Type { FLOAT32, FLOAT16, BFLOAT16 };
+enum Rule { MULTIPLY, ADD_LOG, PAI };  // `RULES` of `kernels/gpu/config.py`
+
+// What a rule makes of a scaled logit of an image position.
+struct Steered {
+    float times = 1, plus = 0, size = 0;
+    Steered(int rule, float alpha) {
+        if (rule == MULTIPLY) times = alpha;
+        if (rule == ADD_LOG) plus = std::log(alpha);
+        if (rule == PAI) size = alpha;
+    }
+    float operator()(float s) const { return s * times + (plus + size * std::fabs(s)); }
+};
+
+// Whether number i is in a bitmap.
+inline bool has_bit(const int32_t *words, int i) { return uint32_t(words[i / 32]) >> i % 32 & 1; }
 
 float load(const void *values, int type, int64_t i) {
     if (type == FLOAT16) return float(static_cast<const _Float16 *>(values)[i]);

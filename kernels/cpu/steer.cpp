@@ -17,11 +17,13 @@ extern "C" struct Rows {  // in the order of `kernels/cpu/build.py`
     const int32_t *block_table, *rows, *reqs, *kv_lens, *slots;
     const float *alpha;
     const int32_t *span_words, *span_starts, *span_lens;
+    const int32_t *rules;     // see `Rule`
+    const int32_t *heads;     // [entries, ceil(heads / 32)], bitmaps of the heads that are steered
     const int32_t *own;       // side rows of the entry, or 0 for a row in its place
     const void *key, *value;  // [side rows, kv_heads, dim] of the cache's type, or null
     const float *sinks;       // [heads], or null
     int64_t query_stride, output_stride, table_stride;
-    int32_t first_side, num_rows, heads, kv_heads, dim, block, window, packed, threads;
+    int32_t first_side, num_rows, num_heads, kv_heads, dim, block, window, packed, threads;
     int32_t value_type, cache_type;  // `Type`, of query and output and of the cache
     float scale, soft_cap;
 };
@@ -33,12 +35,15 @@ constexpr int MOST = 2;  // rows of an entry
 // One entry, for kv heads [group_first, group_last): their pages of a block are neighbours.
 template <class T>
 void steer(const Rows &c, int entry, int group_first, int group_last) {
-    const int members = c.heads / c.kv_heads, dim = c.dim, block = c.block;
+    const int members = c.num_heads / c.kv_heads, dim = c.dim, block = c.block;
     const int head_first = group_first * members, heads = (group_last - group_first) * members;
     const int own = c.own[entry], rows = std::max(own, 1), length = c.kv_lens[entry];
     const int end = own ? length - 1 : length;  // in the cache
     const int begin = c.window > 0 ? std::max(0, length - c.window) : 0;
     const float *alpha = c.alpha + c.slots[entry];
+    const Steered steered[MOST] = {{c.rules[entry], alpha[0]},
+                                   {c.rules[entry], alpha[rows - 1]}};
+    const int32_t *on = c.heads + entry * ((c.num_heads + 31) / 32);
     const int32_t *words = c.span_words + c.span_starts[entry], num_words = c.span_lens[entry];
     const int32_t *table = c.block_table + c.reqs[entry] * c.table_stride;
     const int64_t row = c.rows[entry];
@@ -65,13 +70,11 @@ void steer(const Rows &c, int entry, int group_first, int group_last) {
             const int last = std::min(width, end - start - tile);
             if (first >= last) continue;
 
-            float factor[MOST][TILE];
+            int32_t image[TILE];
             for (int j = 0; j < width; j += 16) {
                 const int position = start + tile + j, word = position / 32;
                 const uint32_t bits = word < num_words ? uint32_t(words[word]) >> position % 32 : 0;
-                for (int r = 0; r < rows; r++)
-                    for (int i = 0; i < 16; i++)
-                        factor[r][j + i] = bits >> i & 1 ? alpha[r] * c.scale : c.scale;
+                for (int i = 0; i < 16; i++) image[j + i] = bits >> i & 1;
             }
             for (int h = 0; h < heads; h++) {
                 const int64_t group = int64_t(table[start / block]) * c.kv_heads + group_first;
@@ -81,7 +84,11 @@ void steer(const Rows &c, int entry, int group_first, int group_last) {
                     const int lane = r * heads + h;
                     float p[TILE] = {};
                     add_page(p, k, c.packed, dim, block, tile, width, q + lane * dim, 0, 0, dim);
-                    for (int j = 0; j < width; j++) p[j] *= factor[r][j];
+                    for (int j = 0; j < width; j++) p[j] *= c.scale;
+                    if (has_bit(on, head_first + h)) {
+                        const Steered s = steered[r];
+                        for (int j = 0; j < width; j++) p[j] = image[j] ? s(p[j]) : p[j];
+                    }
                     if (c.soft_cap > 0)
                         for (int j = first; j < last; j++)
                             p[j] = c.soft_cap * std::tanh(p[j] / c.soft_cap);
@@ -103,12 +110,13 @@ void steer(const Rows &c, int entry, int group_first, int group_last) {
     }
     for (int lane = 0; own && lane < lanes; lane++) {
         const int r = lane / heads, group = group_first + lane % heads / members, word = end / 32;
-        const bool image = word < num_words && uint32_t(words[word]) >> end % 32 & 1;
+        const bool image = word < num_words && has_bit(words, end);
         const int64_t line = ((row + r - c.first_side) * c.kv_heads + group) * dim;
         const T *k = static_cast<const T *>(c.key) + line, *v = static_cast<const T *>(c.value) + line;
         float p = 0;
         for (int d = 0; d < dim; d++) p += q[lane * dim + d] * float(k[d]);
-        p *= image ? alpha[r] * c.scale : c.scale;
+        p *= c.scale;
+        if (image && has_bit(on, head_first + lane % heads)) p = steered[r](p);
         if (c.soft_cap > 0) p = c.soft_cap * std::tanh(p / c.soft_cap);
         const float top = p > most[lane] ? p : most[lane];
         const float shrink = exp_(most[lane] - top), weight = exp_(p - top);

@@ -12,12 +12,12 @@ from .build import TYPES, loaded
 
 _POINTERS = (
     *("query", "output", "cache", "block_table", "rows", "reqs", "kv_lens", "slots", "alpha"),
-    *("span_words", "span_starts", "span_lens", "own", "key", "positions", "pos_starts"),
-    *("pos_lens", "offsets", "sinks"),
+    *("span_words", "span_starts", "span_lens", "rules", "heads", "own", "key", "positions"),
+    *("pos_starts", "pos_lens", "offsets", "sinks"),
 )
 _STRIDES = ("query_stride", "table_stride")
 _INTS = (
-    *("num_rows", "heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
+    *("num_rows", "num_heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
     *("value_type", "cache_type"),
 )
 _WANTED = {"alpha": torch.float32, "sinks": torch.float32, "offsets": torch.int64}
@@ -48,6 +48,8 @@ def weigh_rows(
     span_words: torch.Tensor,
     span_starts: torch.Tensor,
     span_lens: torch.Tensor,
+    rules: torch.Tensor,
+    heads: torch.Tensor,
     own: torch.Tensor,
     positions: torch.Tensor,
     pos_starts: torch.Tensor,
@@ -73,6 +75,8 @@ def weigh_rows(
         "span_words": span_words,
         "span_starts": span_starts,
         "span_lens": span_lens,
+        "rules": rules,
+        "heads": heads,
         "own": own,
         "positions": positions,
         "pos_starts": pos_starts,
@@ -82,7 +86,7 @@ def weigh_rows(
     if sinks is not None:
         tensors["sinks"] = sinks
     _check(output, query, kv_cache, key, len(rows), tensors)
-    heads, dim = query.shape[1:]
+    num_heads, dim = query.shape[1:]
     _, kv_heads, block, _ = kv_cache.shape
     _library()(
         Weights(
@@ -94,7 +98,7 @@ def weigh_rows(
             query_stride=query.stride(0),
             table_stride=block_table.stride(0),
             num_rows=len(rows),
-            heads=heads,
+            num_heads=num_heads,
             kv_heads=kv_heads,
             dim=dim,
             block=block,
@@ -131,6 +135,9 @@ def _check(
         raise ValueError(f"key must be {[entries, kv_heads, dim]} {kv_cache.dtype}")
     if not key.is_contiguous() or output.dtype != torch.float16 or not output.is_contiguous():
         raise ValueError("key must be contiguous, and output contiguous float16")
+    words = (entries, -(-heads // 32))
+    if tensors["heads"].shape != words or not tensors["heads"].is_contiguous():
+        raise ValueError(f"heads must be {[*words]} words, not {[*tensors['heads'].shape]}")
     for name, t in tensors.items():
         wanted = _WANTED.get(name, torch.int32)
         if t.dtype != wanted or t.stride(-1) != 1:

@@ -2,8 +2,6 @@
 
 import torch
 
-from .config import RULES
-
 
 def check(
     out: torch.Tensor,
@@ -14,11 +12,9 @@ def check(
     lists: tuple[torch.Tensor, ...],
     alpha: torch.Tensor,
     sinks: torch.Tensor | None,
-    rule: str,
+    heads: torch.Tensor,
 ) -> None:
     """ValueError for tensors that are not as `launch.Layer` says."""
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}, expected one of {', '.join(RULES)}")
     if query.shape[1] % key_cache.shape[2]:
         raise ValueError(f"{query.shape[1]} heads do not divide into {key_cache.shape[2]} KV heads")
     if out.stride(2) != 1 or query.stride(2) != 1:
@@ -32,6 +28,11 @@ def check(
     for t in lists:
         if t.dtype != torch.int32 or not t.is_contiguous():
             raise ValueError("index tensors and span_words must be contiguous int32")
+    if heads.shape != (lists[0].shape[0], -(-query.shape[1] // 32)):
+        raise ValueError(
+            f"heads must be a bitmap of {query.shape[1]} heads for each of {lists[0].shape[0]} "
+            f"entries, not of shape {[*heads.shape]}"
+        )
     if block_table.dtype != torch.int32 or block_table.stride(1) != 1:
         raise ValueError("block_table must be int32 with contiguous lines")
     if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_contiguous()):

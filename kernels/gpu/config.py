@@ -5,7 +5,7 @@ The launcher and the ahead-of-time compiler both take it from here.
 
 from dataclasses import dataclass
 
-RULES = ("multiply", "add_log", "pai")
+RULES = ("multiply", "add_log", "pai")  # an entry holds the index of its own
 PAIR = 2  # side rows of an entry at most
 MAX_SPLITS = 128
 
@@ -52,7 +52,6 @@ def steer_constants(
     num_kv_heads: int,
     head_dim: int,
     block_size: int,
-    rule: str,
     window: int,
     soft_cap: float,
     use_sinks: bool,
@@ -72,7 +71,6 @@ def steer_constants(
         "BLOCK_SIZE": block_size,
         "BLOCK_N": tile.block_n,
         "USE_SPLITS": is_split,
-        "RULE": rule,
         "USE_WINDOW": window > 0,
         "USE_SOFT_CAP": soft_cap > 0,
         "USE_SINKS": use_sinks,

@@ -65,12 +65,11 @@ class Layer:
         window: int = 0,
         soft_cap: float = 0.0,
         sinks: torch.Tensor | None = None,
-        rule: str = "multiply",
         tile: Tile | None = None,
     ) -> None:
         self.key_cache, self.value_cache = key_cache, value_cache
         self.scale, self.window, self.soft_cap = scale, window, soft_cap
-        self.sinks, self.rule, self.tile = sinks, rule, tile
+        self.sinks, self.tile = sinks, tile
         self.strides = (*key_cache.stride(), *value_cache.stride())
         self.num_kv_heads = key_cache.shape[2]
         self.plans: dict[tuple[Any, ...], Plan] = {}  # by what calls may differ in
@@ -88,6 +87,9 @@ class Layer:
         span_words: torch.Tensor,  # [W] int32: bit p % 32 of word span_starts[r] + p // 32
         span_starts: torch.Tensor,  # [E] int32: first word of the row's bitmap
         span_lens: torch.Tensor,  # [E] int32: its words; later positions are no image positions
+        rules: torch.Tensor,  # [E] int32: index in `config.RULES`
+        heads: torch.Tensor,  # [E, ceil(num_heads / 32)] int32: bit h % 32 of word h // 32 is set
+        # where head h is steered; the row's others are computed with the logits as they are
         *,
         max_kv_len: int,  # upper bound of kv_lens, known to the host
         k_scale: float | torch.Tensor | None = None,
@@ -119,7 +121,7 @@ class Layer:
         plan = self.plans.get(call)
         is_new = False
         if plan is None:
-            lists = (rows, reqs, kv_lens, slots, span_starts, span_lens, span_words)
+            lists = (rows, reqs, kv_lens, slots, span_starts, span_lens, span_words, rules, heads)
             plan, is_new = self._plan(
                 out, query, block_table, lists, alpha, (k_scale, v_scale, k_own), sides
             )
@@ -148,6 +150,7 @@ class Layer:
                 (self.num_kv_heads, splits, num_rows),
                 *(out, part, query, key_cache, value_cache, block_table),
                 *(rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens),
+                *(rules, heads),
                 *(self.sinks, own, key, value, kept, where, k_own, first_side, num_kept),
                 *(self.scale, k_scale, v_scale, self.window, self.soft_cap),
                 *(*s_out[:2], *s_query[:2], *self.strides, s_table[0], s_key, s_value),
@@ -181,14 +184,14 @@ class Layer:
     ) -> tuple[Plan, bool]:
         """How to launch a call of its kind, which like layers share; whether it is new."""
         key_cache, value_cache, sinks = self.key_cache, self.value_cache, self.sinks
-        check(out, query, key_cache, value_cache, block_table, lists, alpha, sinks, self.rule)
+        check(out, query, key_cache, value_cache, block_table, lists, alpha, sinks, lists[-1])
         if sides is not None:
             check_sides(sides, key_cache)
         options = [t for t in (sinks, *scales) if isinstance(t, torch.Tensor)]
         pointers = [t.data_ptr() % 16 for t in (out, query, key_cache, value_cache, *options)]
         signature = (
             (query.device, out.dtype, query.dtype, key_cache.dtype, value_cache.dtype),
-            (query.shape[1:], key_cache.shape[1:], self.tile, self.rule, self.window),
+            (query.shape[1:], key_cache.shape[1:], self.tile, self.window),
             (out.stride(), query.stride(), self.strides, block_table.stride()),
             (self.soft_cap > 0, tuple([_kind(t) for t in (sinks, *scales)]), tuple(pointers)),
             tuple([(t.dtype, t.is_contiguous()) for t in options]),
@@ -206,7 +209,6 @@ class Layer:
             sinks,
             scales[0],
             scales[1],
-            self.rule,
             rows=1 if sides is None else PAIR,
         )
         return plan, True
@@ -223,13 +225,12 @@ def steered_attention(
     window: int = 0,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
-    rule: str = "multiply",
     tile: Tile | None = None,
     **call: Any,
 ) -> None:
     """One call of a `Layer`, whose arguments these are. call: the rest of `Layer.__call__`'s."""
     options: dict[str, Any] = {"scale": scale, "window": window, "soft_cap": soft_cap}
-    layer = Layer(key_cache, value_cache, **options, sinks=sinks, rule=rule, tile=tile)
+    layer = Layer(key_cache, value_cache, **options, sinks=sinks, tile=tile)
     layer(out, query, block_table, **call)
 
 
@@ -246,7 +247,6 @@ def _make_plan(
     sinks: torch.Tensor | None,
     k_scale: float | torch.Tensor | None,
     v_scale: float | torch.Tensor | None,
-    rule: str,
     *,
     rows: int,
 ) -> Plan:
@@ -264,7 +264,6 @@ def _make_plan(
             num_kv_heads=num_kv_heads,
             head_dim=dim,
             block_size=block_size,
-            rule=rule,
             window=window,
             soft_cap=soft_cap,
             use_sinks=sinks is not None,

@@ -2,7 +2,8 @@
 
 For each steered row, with q its query and j over the keys it sees:
 
-    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position
+    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position and the head
+    is steered
     out  = softmax(soft_cap(s) with the sink) @ v
 
 See `reference.steered_attention_reference` for the same in torch.
@@ -57,14 +58,16 @@ def _widen(x, dtype: tl.constexpr, E4M3_BITS: tl.constexpr):
 
 
 @triton.jit
-def _steer(s, alpha, RULE: tl.constexpr):
-    if RULE == "multiply":
-        return s * alpha
-    elif RULE == "add_log":
-        return s + tl.log(alpha)
-    else:
-        tl.static_assert(RULE == "pai")
-        return s + alpha * tl.abs(s)
+def _amount(alpha, rule, is_on):
+    """What `_steer` takes; for heads that are not steered what changes nothing."""
+    return tl.where(is_on, tl.where(rule == 1, tl.log(alpha), alpha), tl.where(rule == 0, 1.0, 0.0))
+
+
+@triton.jit
+def _steer(s, amount, rule):
+    """`config.RULES[rule]`. rule is a scalar, and one vector of lanes all that a loop must keep."""
+    unit = tl.where(rule == 0, s, tl.where(rule == 1, 1.0, tl.abs(s)))
+    return tl.where(rule == 0, 0.0, s) + amount * unit
 
 
 @triton.jit
@@ -82,7 +85,8 @@ def _tile(
     b_q,  # [LANES, DIM_PAD]
     start,
     hi,
-    alpha,  # [LANES]
+    amount,  # [LANES], see `_amount`
+    rule,
     scale,
     soft_cap,
     p_k,
@@ -100,7 +104,6 @@ def _tile(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    RULE: tl.constexpr,
     USE_SOFT_CAP: tl.constexpr,
     E4M3_BITS: tl.constexpr,
     USE_MASK: tl.constexpr,
@@ -134,7 +137,7 @@ def _tile(
 
     b_k = _widen(b_k, b_q.dtype, E4M3_BITS)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
-    b_s = tl.where(is_image[None, :], _steer(b_s, alpha[:, None], RULE), b_s)
+    b_s = tl.where(is_image[None, :], _steer(b_s, amount[:, None], rule), b_s)
     if USE_SOFT_CAP:
         b_t = tl.exp2(b_s * (2 * LOG2_E / soft_cap))
         b_s = soft_cap * (1.0 - 2.0 / (b_t + 1.0))
@@ -209,6 +212,8 @@ _LISTS = [
     "p_words",
     "p_starts",
     "p_num_words",
+    "p_rules",
+    "p_heads",
     "p_own",
     "p_kept",
     "p_where",
@@ -231,6 +236,8 @@ def steer_kernel(
     p_words,
     p_starts,
     p_num_words,
+    p_rules,
+    p_heads,
     p_sinks,
     p_own,  # [E] side rows of the entry; 0 for a row in its place
     p_key,  # [num_tokens, num_kv_heads, DIM]
@@ -267,7 +274,6 @@ def steer_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     USE_SPLITS: tl.constexpr,
-    RULE: tl.constexpr,
     USE_WINDOW: tl.constexpr,
     USE_SOFT_CAP: tl.constexpr,
     USE_SINKS: tl.constexpr,
@@ -299,6 +305,11 @@ def steer_kernel(
     i_t = tl.load(p_rows + i_e).to(tl.int64) + i_j
     b_q = tl.load(p_q + (i_t * s_qt + i_qh * s_qh)[:, None] + i_d[None, :], mask=m_ld, other=0.0)
     alpha = tl.load(p_alpha + tl.load(p_slots + i_e) + i_j, mask=m_l, other=1.0)
+    p_heads += i_e.to(tl.int64) * ((tl.num_programs(0) * GROUP + 31) // 32)
+    b_heads = tl.load(p_heads + i_qh // 32, mask=m_l, other=0)
+    is_on = ((b_heads >> (i_qh % 32)) & 1) != 0
+    rule = tl.load(p_rules + i_e)
+    amount = _amount(alpha, rule, is_on)
     num_words = tl.load(p_num_words + i_e)
     p_words += tl.load(p_starts + i_e)
     p_table += tl.load(p_reqs + i_e).to(tl.int64) * s_table
@@ -322,15 +333,15 @@ def steer_kernel(
     whole = lo + (hi - lo) // BLOCK_N * BLOCK_N
     for start in tl.range(lo, whole, BLOCK_N):
         b_block, b_acc, b_max, b_sum = _tile(
-            b_block, b_acc, b_max, b_sum, b_q, start, hi, alpha, scale, soft_cap,
+            b_block, b_acc, b_max, b_sum, b_q, start, hi, amount, rule, scale, soft_cap,
             p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
-            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=False,
+            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, USE_SOFT_CAP, E4M3_BITS, USE_MASK=False,
         )  # fmt: skip
     if whole < hi:
         b_block, b_acc, b_max, b_sum = _tile(
-            b_block, b_acc, b_max, b_sum, b_q, whole, hi, alpha, scale, soft_cap,
+            b_block, b_acc, b_max, b_sum, b_q, whole, hi, amount, rule, scale, soft_cap,
             p_k, p_v, p_table, p_words, num_words, s_kb, s_kn, s_kd, s_vb, s_vn, s_vd,
-            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, RULE, USE_SOFT_CAP, E4M3_BITS, USE_MASK=True,
+            DIM, DIM_PAD, BLOCK_SIZE, BLOCK_N, USE_SOFT_CAP, E4M3_BITS, USE_MASK=True,
         )  # fmt: skip
     if ROWS > 1:  # noqa: SIM102
         if has_own:
@@ -348,7 +359,8 @@ def steer_kernel(
                 tl.store(p_where + side, tl.zeros_like(side) + slot, mask=m_keep)
             b_s = tl.sum(b_q.to(tl.float32) * b_k, 1) * scale
             word = tl.load(p_words + last // 32, mask=last // 32 < num_words, other=0)
-            b_s = tl.where(((word >> (last % 32)) & 1) != 0, _steer(b_s, alpha, RULE), b_s)
+            is_image = ((word >> (last % 32)) & 1) != 0
+            b_s = tl.where(is_image, _steer(b_s, amount, rule), b_s)
             if USE_SOFT_CAP:
                 b_s = soft_cap * (1.0 - 2.0 / (tl.exp2(b_s * (2 * LOG2_E / soft_cap)) + 1.0))
             b_s = b_s * LOG2_E

@@ -1,8 +1,9 @@
 """Attention weights of single rows over a paged KV cache, in Triton: what a map is made of.
 
-For each entry, a row with query q and its own rule and alpha, and j over the keys it sees:
+For each entry, a row with query q and its own rule, heads and alpha, and j over the keys it sees:
 
-    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position
+    s[j] = scale * (q . k_j);  s[j] = rule(s[j], alpha) where j is an image position and the head
+    is steered
     w    = softmax(soft_cap(s) with the sink)
 
 is written for a list of positions, all image positions among them, and then two sums more: w[0] if
@@ -19,7 +20,7 @@ import triton.language as tl
 
 from .config import choose_tile, next_power_of_2
 from .sides import FLOAT8
-from .steer import _as_cached, _steer, _widen
+from .steer import _amount, _as_cached, _steer, _widen
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -31,7 +32,8 @@ def _logits(
     b_q,  # [LANES, DIM_PAD]
     b_own,  # [LANES] the product with the row's own key, which stands at position i_own
     i_own,
-    alpha,
+    amount,  # [LANES], see `steer._amount`
+    rule,
     scale,
     soft_cap,
     p_k,
@@ -44,7 +46,6 @@ def _logits(
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    RULE: tl.constexpr,
     USE_SOFT_CAP: tl.constexpr,
     E4M3_BITS: tl.constexpr,
 ):
@@ -58,7 +59,7 @@ def _logits(
     b_s = tl.where((i_n == i_own)[None, :], b_own[:, None], b_s) * scale
     b_w = tl.load(p_words + i_n // 32, mask=m_n & (i_n // 32 < num_words), other=0)
     is_image = ((b_w >> (i_n % 32)) & 1) != 0
-    b_s = tl.where(is_image[None, :], _steer(b_s, alpha, RULE), b_s)
+    b_s = tl.where(is_image[None, :], _steer(b_s, amount[:, None], rule), b_s)
     if USE_SOFT_CAP:
         b_s = soft_cap * (1.0 - 2.0 / (tl.exp2(b_s * (2 * LOG2_E / soft_cap)) + 1.0))
     return tl.where(m_n[None, :], b_s * LOG2_E, float("-inf")), is_image
@@ -75,6 +76,8 @@ _LISTS = [
     "p_words",
     "p_starts",
     "p_num_words",
+    "p_rules",
+    "p_heads",
     "p_own",
     "p_positions",
     "p_pos_starts",
@@ -97,6 +100,8 @@ def weights_kernel(
     p_words,
     p_starts,
     p_num_words,
+    p_rules,
+    p_heads,
     p_own,  # [E] 1: key of the last position is the row's own, in p_key
     p_positions,  # positions of all entries, ascending
     p_pos_starts,
@@ -123,7 +128,6 @@ def weights_kernel(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    RULE: tl.constexpr,
     USE_WINDOW: tl.constexpr,
     USE_SOFT_CAP: tl.constexpr,
     USE_SINKS: tl.constexpr,
@@ -146,7 +150,11 @@ def weights_kernel(
     row = tl.load(p_rows + i_e).to(tl.int64)
     p_bq = p_q + row * s_qt + i_qh[:, None] * s_qh + i_d[None, :]
     b_q = tl.load(p_bq, mask=m_l[:, None] & (i_d < DIM)[None, :], other=0.0)
+    p_heads += i_e.to(tl.int64) * ((tl.num_programs(0) * GROUP + 31) // 32)
+    b_heads = tl.load(p_heads + i_qh // 32, mask=m_l, other=0)
+    rule = tl.load(p_rules + i_e)
     alpha = tl.load(p_alpha + tl.load(p_slots + i_e))
+    amount = _amount(alpha, rule, ((b_heads >> (i_qh % 32)) & 1) != 0)
     num_words = tl.load(p_num_words + i_e)
     p_words += tl.load(p_starts + i_e)
     p_table += tl.load(p_reqs + i_e).to(tl.int64) * s_table
@@ -172,9 +180,9 @@ def weights_kernel(
         b_sum = tl.full([LANES], 1.0, tl.float32)
     for start in range(first, kv_len, BLOCK_N):
         b_s, _is_text = _logits(
-            start + i_t, start + i_t < kv_len, b_q, b_own, i_own, alpha, scale, soft_cap,
+            start + i_t, start + i_t < kv_len, b_q, b_own, i_own, amount, rule, scale, soft_cap,
             p_k, p_table, p_words, num_words, s_kb, s_kn, s_kd,
-            DIM, DIM_PAD, BLOCK_SIZE, RULE, USE_SOFT_CAP, E4M3_BITS,
+            DIM, DIM_PAD, BLOCK_SIZE, USE_SOFT_CAP, E4M3_BITS,
         )  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
@@ -190,9 +198,10 @@ def weights_kernel(
         m_n = start + i_t < count
         i_n = tl.load(p_positions + start + i_t, mask=m_n, other=0)
         b_s, is_image = _logits(
-            i_n, m_n & (i_n >= first) & (i_n < kv_len), b_q, b_own, i_own, alpha, scale, soft_cap,
+            i_n, m_n & (i_n >= first) & (i_n < kv_len), b_q, b_own, i_own, amount, rule, scale,
+            soft_cap,
             p_k, p_table, p_words, num_words, s_kb, s_kn, s_kd,
-            DIM, DIM_PAD, BLOCK_SIZE, RULE, USE_SOFT_CAP, E4M3_BITS,
+            DIM, DIM_PAD, BLOCK_SIZE, USE_SOFT_CAP, E4M3_BITS,
         )  # fmt: skip
         b_w = tl.exp2(b_s - lse[:, None])
         b_image += tl.sum(tl.where(is_image[None, :], b_w, 0.0), 1)
@@ -200,9 +209,9 @@ def weights_kernel(
         tl.store(p_store, b_w.to(tl.float16), mask=m_l[:, None] & m_n[None, :])
     m_n = i_t < tl.where(first == 0, 1, 0)
     b_s, is_image = _logits(
-        tl.zeros_like(i_t), m_n, b_q, b_own, i_own, alpha, scale, soft_cap,
+        tl.zeros_like(i_t), m_n, b_q, b_own, i_own, amount, rule, scale, soft_cap,
         p_k, p_table, p_words, num_words, s_kb, s_kn, s_kd,
-        DIM, DIM_PAD, BLOCK_SIZE, RULE, USE_SOFT_CAP, E4M3_BITS,
+        DIM, DIM_PAD, BLOCK_SIZE, USE_SOFT_CAP, E4M3_BITS,
     )  # fmt: skip
     b_first = tl.sum(tl.where(is_image[None, :], 0.0, tl.exp2(b_s - lse[:, None])), 1)
     b_rest = tl.maximum(1.0 - tl.exp2(b_sink - lse) - b_image - b_first, 0.0)
@@ -223,6 +232,8 @@ def attention_weights(
     span_words: torch.Tensor,
     span_starts: torch.Tensor,
     span_lens: torch.Tensor,
+    rules: torch.Tensor,
+    heads: torch.Tensor,
     own: torch.Tensor,  # [E] int32, 1: the key of the last position is key[row]
     positions: torch.Tensor,  # [sum of P] int32
     pos_starts: torch.Tensor,  # [E] int32
@@ -236,13 +247,12 @@ def attention_weights(
     sinks: torch.Tensor | None = None,
     k_scale: float | torch.Tensor | None = None,
     k_own: float | torch.Tensor | None = None,  # the cache's scale, without the query's
-    rule: str = "multiply",
 ) -> None:
     """Write the weights of each entry's positions; no host synchronisation."""
     num_kv_heads, dim = key_cache.shape[2:]
     if query.stride(2) != 1 or key.stride()[1:] != (dim, 1):
         raise ValueError("the heads of query and key must be contiguous")
-    lists = (rows, reqs, kv_lens, slots, span_words, span_starts, span_lens, own)
+    lists = (rows, reqs, kv_lens, slots, span_words, span_starts, span_lens, rules, heads, own)
     for t in (*lists, positions, pos_starts, pos_lens):
         if t.dtype != torch.int32 or not t.is_contiguous():
             raise ValueError("index tensors, span_words and positions must be contiguous int32")
@@ -254,7 +264,7 @@ def attention_weights(
         query,
         key_cache.view(torch.uint8) if e4m3_bits else key_cache,
         *(block_table, rows, reqs, kv_lens, slots, alpha, span_words, span_starts, span_lens),
-        *(own, positions, pos_starts, pos_lens, offsets, sinks, key, k_own),
+        *(rules, heads, own, positions, pos_starts, pos_lens, offsets, sinks, key, k_own),
         *(scale, k_scale, window, soft_cap),
         *(*query.stride()[:2], *key_cache.stride(), block_table.stride(0), key.stride(0)),
         **weights_constants(
@@ -263,7 +273,6 @@ def attention_weights(
             head_dim=dim,
             block_size=key_cache.shape[1],
             kv_bytes=key_cache.element_size(),
-            rule=rule,
             window=window,
             soft_cap=soft_cap,
             use_sinks=sinks is not None,
@@ -286,7 +295,6 @@ def weights_constants(
     head_dim: int,
     block_size: int,
     kv_bytes: int,
-    rule: str,
     window: int,
     soft_cap: float,
     use_sinks: bool,
@@ -303,7 +311,6 @@ def weights_constants(
         "DIM_PAD": next_power_of_2(head_dim),
         "BLOCK_SIZE": block_size,
         "BLOCK_N": choose_tile(head_dim=head_dim, kv_bytes=kv_bytes).block_n,
-        "RULE": rule,
         "USE_WINDOW": window > 0,
         "USE_SOFT_CAP": soft_cap > 0,
         "USE_SINKS": use_sinks,

@@ -171,7 +171,7 @@ def test_one_step_with_as_many_tokens_as_without(
 
     def steer_rows(*args: Any, **options: Any) -> None:
         calls["kernel"] += 1
-        calls["pairs"] += len(args[12])
+        calls["pairs"] += len(args[14])
         compute(*args, **options)
 
     monkeypatch.setattr(cpu.kernel, "steer_rows", steer_rows)

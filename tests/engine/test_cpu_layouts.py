@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from adaptvis_vllm.kernels.cpu import build as kernel
+from adaptvis_vllm.kernels.testing import head_bits
 
 from adaptvis_vllm import plugin
 from adaptvis_vllm.engine.attention import cpu
@@ -38,6 +39,14 @@ VARIANTS = {
     "softcap": {"softcap": 3.0},
     "sinks": {"sinks": True},
     "block64": {"block": 64},
+    "rules-heads": {"heads": 8, "mixed": True},
+    "rules-heads40": {"heads": 40, "kv_heads": 8, "mixed": True},
+    "rules-heads-all-options": {"window": 70, "softcap": 3.0, "sinks": True, "mixed": True},
+}
+RULES = {
+    0: lambda s, alpha: s * alpha,
+    1: lambda s, alpha: s + np.log(alpha),
+    2: lambda s, alpha: s + alpha * s.abs(),
 }
 
 
@@ -64,6 +73,7 @@ class Step:
         window: int = -1,
         softcap: float = 0.0,
         sinks: bool = False,
+        mixed: bool = False,
     ) -> None:
         from vllm import _custom_ops as ops
 
@@ -97,6 +107,8 @@ class Step:
         self.layer = SimpleNamespace(isa=isa, impl=self.impl)
         self.metadata = SimpleNamespace(block_table=self.table)
         self.rows = [0, 2, 3, 4, 6]  # the tokens between are somebody else's
+        self.rules = [1, 2, 1, 2, 0] if mixed else [0] * count
+        self.on = torch.rand(count, heads) < (0.5 if mixed else 2)
 
     def step_rows(self, alphas: list[float], spans: list[list[int]]) -> StepRows:
         words = [pack_bits(np.array(span, np.int64)) for span in spans]
@@ -115,6 +127,8 @@ class Step:
             span_words=torch.from_numpy(packed),
             span_starts=ints(np.cumsum([0, *lens[:-1]])),
             span_lens=ints(lens),
+            rules=ints(self.rules),
+            heads=head_bits(self.on),
             own=ints([0] * len(lens)),
             max_kv_len=max(self.lens),
         )
@@ -132,7 +146,8 @@ class Step:
             group = impl.num_heads // k.shape[1]
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             logits = torch.einsum("hd,nhd->hn", self.query[token].double(), k) * impl.scale
-            logits[:, spans[row]] *= alphas[row]
+            steered = RULES[self.rules[row]](logits[:, spans[row]], alphas[row])
+            logits[:, spans[row]] = steered.where(self.on[row, :, None], logits[:, spans[row]])
             if impl.logits_soft_cap:
                 logits = impl.logits_soft_cap * torch.tanh(logits / impl.logits_soft_cap)
             if impl.sliding_window > 0:
@@ -305,7 +320,9 @@ def test_alpha_one_is_vllms_own_kernel(
     assert relative(output[step.rows], theirs) < tolerance(dtype)
 
 
-@pytest.mark.parametrize("variant", ["plain", "mha", "window", "block64", "block256"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "mha", "window", "block64", "block256", "rules-heads"]
+)
 @pytest.mark.parametrize("dim", [32, 80, 192])
 def test_pages_of_the_amx_layout(dim: int, variant: str) -> None:
     """Without AMX too: the pages of another layout put into it, as vLLM's header describes."""

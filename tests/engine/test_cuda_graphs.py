@@ -41,7 +41,7 @@ STEERED = SimpleNamespace(alphas=(0.5, 2.0))
 
 
 def steering(steered: bool) -> Steering:
-    out = Steering(torch.device("cpu"), [0])
+    out = Steering(torch.device("cpu"), {0: 4})
     out.plan = StepPlan(steers=[object()]) if steered else None
     return out
 
@@ -130,7 +130,7 @@ def test_side_rows_are_tokens_to_v2(
             uniform_decode=True,
         )[0]
 
-    with_sides = Steering(torch.device("cpu"), [0])
+    with_sides = Steering(torch.device("cpu"), {0: 4})
     with_sides.plan = StepPlan(sides=[STEERED] * 3)
     for eager in (False, True):
         told.clear()

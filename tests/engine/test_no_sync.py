@@ -127,7 +127,7 @@ def step(steering: Steering, scheduler_output: Any, logits: torch.Tensor | None)
 
 def test_choice_without_waiting(device: str) -> None:
     torch.manual_seed(0)
-    steering = Steering(torch.device(device), range(4))
+    steering = Steering(torch.device(device), dict.fromkeys(range(4), 4))
     logits = torch.randn(7, VOCAB, device=device)
     requests = [
         new_request("a", 40, AdaptVis(0.5, 2.0, 1.0)),
@@ -177,7 +177,7 @@ def test_candidates_without_waiting(device: str, monkeypatch: pytest.MonkeyPatch
     for module in (plan, steps):
         monkeypatch.setattr(module, "HEAD_ROWS", 2)
     torch.manual_seed(0)
-    steering = Steering(torch.device(device), range(4))
+    steering = Steering(torch.device(device), dict.fromkeys(range(4), 4))
     logits = torch.randn(20, VOCAB, device=device)
     requests = [
         new_request("c", 40, Candidates((0.5, 2.0, 1.5), layers="1-2", confidence="margin")),
@@ -215,7 +215,9 @@ def test_candidates_without_waiting(device: str, monkeypatch: pytest.MonkeyPatch
 
 def test_ranks_without_logits_take_part(device: str) -> None:
     """In every call of the head, which gathers, and in the choice; they report nothing."""
-    steering = Steering(torch.device(device), range(4), broadcast=lambda conf: conf.fill_(0.25))
+    steering = Steering(
+        torch.device(device), dict.fromkeys(range(4), 4), broadcast=lambda conf: conf.fill_(0.25)
+    )
     requests = [
         new_request("a", 30, AdaptVis(0.5, 2.0, 0.2)),
         new_request("c", 40, Candidates((0.5, 2.0, 1.5))),
@@ -229,7 +231,7 @@ def test_ranks_without_logits_take_part(device: str) -> None:
 
 def test_side_rows_lie_behind_the_batch(device: str) -> None:
     """With drafts of others and placeholders of its own behind row n."""
-    steering = Steering(torch.device(device), range(3))
+    steering = Steering(torch.device(device), dict.fromkeys(range(3), 4))
     new = [
         new_request("a", 40, AdaptVis(0.5, 2.0, 1.0, layers="1")),
         new_request("b", 30, ScalingVis(3.0)),
@@ -244,13 +246,15 @@ def test_side_rows_lie_behind_the_batch(device: str) -> None:
     assert plan.base.tolist() == [43]
     assert plan.source.tolist() == [43, 43]
     assert plan.lines.tolist() == [4]  # of 4 + 4 + 1
-    for rows, alphas in zip(plan.by_layer, ([1, 1], [0.5, 2], [1, 1]), strict=True):
+    for layer, rows in enumerate(plan.by_layer):
         assert rows.rows.tolist() == [76, 77]
         assert rows.own.tolist() == [0, 2]
         assert rows.reqs.tolist() == [2, 1]
         assert rows.kv_lens.tolist() == [30, 40]
         first = int(rows.slots[1])
-        assert rows.alpha[first : first + 2].tolist() == alphas
+        assert rows.alpha[first : first + 2].tolist() == [0.5, 2]
+        assert rows.heads.tolist() == [[15], [15 if layer == 1 else 0]]
+        assert rows.rules.tolist() == [0, 0]
         assert rows.alpha[rows.slots[0].long()] == 3
     embeds = torch.arange(79 * 2, device=device).float().view(79, 2)
     positions = torch.arange(3 * 79, device=device).view(3, 79)
@@ -264,6 +268,54 @@ def test_side_rows_lie_behind_the_batch(device: str) -> None:
     assert torch.equal(positions[:, 77:], positions[:, [43, 43]])
 
 
+@pytest.mark.parametrize(("rank", "words"), [(0, [[10, 0], [-1, 255]]), (1, [[1, 0], [-1, 255]])])
+def test_a_rank_steers_its_own_heads(device: str, rank: int, words: list[list[int]]) -> None:
+    """Of 80, each of two ranks holds 40; where a rank holds none of them, a layer has no rows."""
+    steering = Steering(torch.device(device), dict.fromkeys(range(2), 40), rank=rank)
+    new = [
+        new_request("a", 40, ScalingVis(0.5, heads="0.1,0.3,0.40,1.79", rule="pai")),
+        new_request("b", 30, ScalingVis(3.0, heads="0.*", rule="add_log")),
+    ]
+    steering.begin_step(output({"a": 40, "b": 30}, new))
+    steering.locate({"a": 0, "b": 1}, np.array([0, 40, 70]))
+    first, second = steering.plan.by_layer
+    assert first.heads.tolist() == words
+    assert first.rules.tolist() == [2, 1]
+    assert (second is None) == (rank == 0)
+    assert second is None or second.heads.tolist() == [[0, 1 << 7]]
+
+
+def test_rows_of_generated_tokens(device: str) -> None:
+    """In every step that computes one, resumed ones too, at the alpha in the table."""
+    steering = Steering(torch.device(device), {0: 4})
+    both = [
+        new_request("a", 40, AdaptVis(0.5, 2.0, 1.0, rows="generated")),
+        new_request("b", 30, ScalingVis(3.0)),
+    ]
+    step(steering, output({"a": 40, "b": 30}, both), torch.randn(4, VOCAB, device=device))
+
+    def rows(scheduled: dict[str, int], start: dict[str, int], resumed: Any = ()) -> Any:
+        steering.begin_step(output(scheduled, cached=start, resumed=resumed))
+        if steering.plan is None:
+            return None
+        names = list(scheduled)
+        steering.locate(
+            {name: i for i, name in enumerate(names)},
+            np.cumsum([0, *(scheduled[name] for name in names)]),
+        )
+        found = steering.plan.by_layer[0]
+        steering.plan.layers_done = 1
+        steering.end_forward()
+        steering.end_sampling(SimpleNamespace())
+        lists = (found.rows, found.kv_lens, found.own, found.alpha[found.slots.long()])
+        return [values.tolist() for values in lists]
+
+    assert rows({"b": 1, "a": 1}, {"b": 30, "a": 40}) == [[1], [41], [0], [0.5]]
+    assert rows({"b": 1}, {"b": 31}) is None
+    again = rows({"b": 1, "a": 5}, {"b": 32, "a": 38}, resumed=("a",))
+    assert sorted(zip(*again, strict=True)) == [(row, row + 38, 0, 0.5) for row in range(2, 6)]
+
+
 def test_the_guard_works(device: str) -> None:
     tensor = torch.ones(3, device=device)
     with pytest.raises((AssertionError, RuntimeError)), no_sync(device):
@@ -272,7 +324,7 @@ def test_the_guard_works(device: str) -> None:
 
 def test_slots_are_recycled_and_the_table_grows(device: str) -> None:
     """A slot's next owner gets its own alpha, and many requests at once have room."""
-    steering = Steering(torch.device(device), range(2))
+    steering = Steering(torch.device(device), dict.fromkeys(range(2), 4))
     alphas = np.linspace(0.5, 3.0, 150)
     for start in (0, 150):
         names = [f"{start + i}" for i in range(150)]
@@ -293,7 +345,7 @@ def test_slots_are_recycled_and_the_table_grows(device: str) -> None:
 
 def test_never_silently_unsteered(device: str) -> None:
     """Layers without rows, a choice that nobody made, a prompt that was passed: all errors."""
-    steering = Steering(torch.device(device), range(2))
+    steering = Steering(torch.device(device), dict.fromkeys(range(2), 4))
     first = output({"a": 20}, [new_request("a", 20, AdaptVis(0.5, 2, 0.5))])
     steering.begin_step(first)
     steering.locate({"a": 0}, np.array([0, 20]))

@@ -130,6 +130,13 @@ def test_bad_rows_are_error_rows(model: Path, rows: Path, tmp_path: Path) -> Non
         ({"question": "?", "adaptvis": {"alpha": -1}}, "alpha"),
         ({"question": "?", "adaptvis": {"alfa": 1}}, "alpha"),
         ({"question": "?", "adaptvis": {"alpha": 2, "layers": "0-99"}}, "layers"),
+        ({"question": "?", "adaptvis": {"alpha": 2, "heads": "0.4"}}, "heads"),
+        ({"question": "?", "adaptvis": {"alpha": 2, "heads": "0.1", "layers": "0"}}, "heads"),
+        ({"question": "?", "adaptvis": {"alpha": 2, "rule": "divide"}}, "rule"),
+        ({"question": "?", "adaptvis": {"alpha": -2, "rule": "add_log"}}, "alpha"),
+        ({"question": "?", "adaptvis": {"alpha": 2, "rows": "all"}}, "rows"),
+        ({"question": "?", "adaptvis": {"candidates": 2, "options": ["on", "on top"]}}, "options"),
+        ({**good, "adaptvis": {"alpha": 2, "images": "1"}}, "images"),
         ({"question": "?", "colour": 1}, "colour"),
         ({"prompt": "word " * 600}, "prompt"),
     ]

@@ -25,18 +25,33 @@ def random_kind(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     common: dict[str, Any] = {}
     if rng.random() < 0.2:
         common["layers"] = rng.choice(["0", "1-2", "3", "0,2"])
+    elif rng.random() < 0.3:
+        common["heads"] = rng.choice(["0-3.1", "1.0-2,2.*", "3.3", "0.0,2-3.2"])
     if rng.random() < 0.2:
         common["span"] = "interval"
+    if rng.random() < 0.3:
+        common["rule"] = rng.choice(("add_log", "pai"))
+    if rng.random() < 0.1:
+        common["images"] = "0"
+    generated = {"rows": rng.choice(("last", "last", "generated"))}
     alphas = (0.3, 0.5, 0.8, 1.2, 2.0, 3.0)
     steering = rng.choice(
         [
             None,
             Off(),
-            ScalingVis(rng.choice(alphas), **common),
+            ScalingVis(rng.choice(alphas), **common, **generated),
             Candidates(rng.sample(alphas, 2), **common),
-            AdaptVis(rng.choice(alphas), rng.choice(alphas), rng.choice((0, 0.4, 1)), **common),
             AdaptVis(
-                0.5, 2.0, 0.3, confidence=rng.choice(("margin", "entropy")), confidence_decimals=2
+                *(rng.choice(alphas), rng.choice(alphas), rng.choice((0, 0.4, 1))),
+                **common,
+                **generated,
+            ),
+            AdaptVis(
+                *(0.5, 2.0, 0.3),
+                confidence=rng.choice(("margin", "entropy")),
+                confidence_decimals=2,
+                options=rng.choice((None, ("Left", "Right"), ("cat", "dog", "mug"))),
+                **generated,
             ),
         ]
     )
@@ -52,7 +67,7 @@ def said(output: Any) -> tuple[Any, ...]:
     """Tokens, alpha, and the tokens of candidates."""
     report = output.adaptvis or {"alpha": None}
     found = [one["token_id"] for one in report.get("candidates", ())]
-    return tokens(output), report["alpha"], found
+    return tokens(output), report["alpha"], report.get("option"), found
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -144,7 +144,7 @@ def test_attention_layers(backend: str, kind: str, changes: dict[str, Any], word
     layer.kv_sharing_target_layer_name = changes.get("shared")
     before = impl.forward
     with pytest.raises(ValueError, match=word):
-        wrap.install({0: ("layers.0", layer)}, Steering(torch.device("cpu"), [0]))
+        wrap.install({0: ("layers.0", layer)}, Steering(torch.device("cpu"), {0: 4}))
     assert impl.forward is before
 
 
@@ -152,7 +152,7 @@ def test_a_forward_pass_without_its_layers_is_an_error() -> None:
     """A replayed graph would skip the steering: that must not pass in silence."""
     from adaptvis_vllm.engine.plan import StepPlan
 
-    steering = Steering(torch.device("cpu"), [0, 1])
+    steering = Steering(torch.device("cpu"), {0: 4, 1: 4})
     steering.plan = StepPlan(layers_due=2, layers_done=0)
     with pytest.raises(RuntimeError, match="0 of 2 layers"):
         steering.end_forward()

@@ -181,7 +181,7 @@ def test_the_start_up_check_calls_every_kernel_that_has_to_be_compiled(
     compute, weigh = cpu.kernel.steer_rows, cpu.weigh_rows
 
     def noted(*args: Any, **more: Any) -> None:
-        called.append(int(args[12].sum()))
+        called.append(int(args[14].sum()))
         compute(*args, **more)
 
     def noted_too(*args: Any, **more: Any) -> None:

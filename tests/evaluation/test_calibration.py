@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import unescape
 from itertools import product
 from pathlib import Path
@@ -24,7 +25,7 @@ from adaptvis_vllm.evaluation.calibration import plots, report
 from adaptvis_vllm.evaluation.calibration.command import splits
 from adaptvis_vllm.evaluation.calibration.curves import reliability, risk_coverage
 from adaptvis_vllm.evaluation.calibration.grid import GAP, adaptive_sums, best, thresholds
-from adaptvis_vllm.evaluation.calibration.selection import calibrate, cross_validate
+from adaptvis_vllm.evaluation.calibration.selection import calibrate, cross_validate, describe
 from adaptvis_vllm.evaluation.calibration.sweep import Sweep, check_alphas, requests
 from adaptvis_vllm.evaluation.datasets.own import from_path
 from adaptvis_vllm.evaluation.table import SweepTable
@@ -97,6 +98,8 @@ def test_settings_that_were_not_swept_are_refused() -> None:
         ScalingVis(2.0, layers="0-1"),
         AdaptVis(0.5, 2.0, 0.5, confidence_decimals=2),
         ScalingVis(2.0, span="interval"),
+        ScalingVis(2.0, heads="0.1"),
+        ScalingVis(2.0, rule="add_log"),
     ):
         with pytest.raises(ValueError, match="not swept"):
             table.chosen(params)
@@ -234,6 +237,39 @@ def test_plots_without_a_threshold() -> None:
     assert calibrate(table).candidate("adaptive").params == Off()
 
 
+def with_heads(table: SweepTable, heads: str | None, rule: str = "multiply") -> SweepTable:
+    return replace(table, heads=heads, rule=rule)
+
+
+def test_finds_the_heads_that_help() -> None:
+    """All heads help nobody; two of them do, and the setting names them."""
+    every = made_up(400, flat(0.6), seed=6)
+    some = with_heads(made_up(400, one_alpha, seed=6), "0.1,2.3")
+    some.scores[:, some.plain] = every.scores[:, every.plain]
+    found = calibrate(every, some)
+    assert found.chosen.params == ScalingVis(2.0, heads="0.1,2.3")
+    assert (found.chosen.variant, found.variant) == (1, 1)
+    assert found.chosen.gain.low > 0.1
+    assert describe(found.chosen.params) == "alpha = 2, 2 heads"
+    again = calibrate(some, with_heads(every, None, "add_log"))
+    assert again.chosen.params == ScalingVis(2.0, heads="0.1,2.3")
+
+
+def test_many_heads_that_do_nothing_are_noise() -> None:
+    """The best of nine tables looks good where it was chosen, and is not kept."""
+    tables = [with_heads(made_up(100, flat(0.6), seed=s), f"{s}.0") for s in range(9)]
+    for table in tables:
+        table.scores[:, table.plain] = tables[0].scores[:, tables[0].plain]
+    found = calibrate(*tables)
+    assert found.chosen.params == Off()
+    assert found.candidate("scaling").seen.value > found.candidate("scaling").accuracy.value
+
+
+def test_tables_of_other_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="not swept on the same questions"):
+        calibrate(made_up(8, flat(0.5)), made_up(9, flat(0.5)))
+
+
 # -- requests and refusals --------------------------------------------------------------
 
 
@@ -274,6 +310,10 @@ def test_splits(tmp_path: Path) -> None:
         (["--alphas", "0.5,0"], "alpha must be a number greater than 0"),
         (["--alphas", "1"], "alphas must hold another value than 1"),
         (["--layers", "x"], "layers must be layer numbers"),
+        (["--rule", "pai"], "--rule must be among multiply, add_log, not 'pai'"),
+        (["--heads", "17.3"], "--heads must be a ranking of heads and how many of it"),
+        (["--heads", "DATA/none.json:8"], "heads: DATA/none.json cannot be read"),
+        (["--rule", "add_log", "--save-answers", "DATA/a.jsonl"], "--rule is swept on an engine"),
         (["--test", "nowhere"], "no such split apart from validation"),
         (["--split", "nowhere"], "has no split 'nowhere'"),
         (["--test-answers", "DATA/other.jsonl"], "--test-answers needs --answers"),

@@ -71,6 +71,8 @@ def test_layout(launch, monkeypatch, device, layout, cache, variant) -> None:
         span_words=torch.from_numpy(np.concatenate(words)).to(device),
         span_starts=ints(np.cumsum([0, *lens[:-1]]).tolist(), device),
         span_lens=ints(lens, device),
+        rules=ints([0] * 4, device),
+        heads=ints([-1] * 4, device)[:, None],
         own=ints([0] * 4, device),
         max_kv_len=max(LENS),
     )

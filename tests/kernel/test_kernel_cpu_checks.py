@@ -29,6 +29,8 @@ def arguments() -> dict[str, Any]:
         "span_words": one,
         "span_starts": one,
         "span_lens": one,
+        "rules": one,
+        "heads": one[:, None],
         "own": one,
         "scale": 1.0,
         "packed": False,
@@ -48,6 +50,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "long rows": ({"rows": torch.zeros(1, dtype=torch.int64)}, "rows must be .*int32"),
     "double alpha": ({"alpha": torch.ones(1, dtype=torch.float64)}, "alpha must be .*float32"),
     "half sinks": ({"sinks": torch.ones(HEADS, dtype=torch.bfloat16)}, "sinks must be .*float32"),
+    "long rules": ({"rules": torch.zeros(1, dtype=torch.int64)}, "rules must be .*int32"),
+    "heads of one word too many": (
+        {"heads": torch.zeros(1, 2, dtype=torch.int32)},
+        r"heads must be \[1, 1\] words, not \[1, 2\]",
+    ),
+    "heads of too few rows": ({"heads": torch.zeros(0, 1, dtype=torch.int32)}, "heads must be"),
+    "heads of another type": ({"heads": torch.zeros(1, 1)}, "heads must be .*int32"),
     "own of another type": ({"own": torch.zeros(1)}, "own must be .*int32"),
     "side rows of another type": (
         {name: torch.zeros(1, KV_HEADS, DIM, dtype=torch.bfloat16) for name in ("key", "value")},

@@ -60,11 +60,10 @@ def test_only_the_first_are_kept(steered_attention, device, kept, kv_dtype):
 @pytest.mark.parametrize(
     "heads", [(2, 2), (7, 1), (8, 1), (14, 2), (20, 1)], ids=lambda h: f"H{h[0]}-KV{h[1]}"
 )
-def test_head_groups(steered_attention, device, heads):
-    check(
-        add_sides(make_case(kv_lens=[70, 33], heads=heads, device=device), [2, 2]),
-        steered_attention,
-    )
+@pytest.mark.parametrize("steered", ["all", "some"])
+def test_head_groups(steered_attention, device, heads, steered):
+    case = make_case(kv_lens=[70, 33], heads=heads, rule=None, steered=steered, device=device)
+    check(add_sides(case, [2, 2]), steered_attention)
 
 
 @pytest.mark.parametrize("layout", ["nhd", "hnd", "fused"])
@@ -81,16 +80,18 @@ def test_head_dim(steered_attention, device, dim):
 
 @pytest.mark.parametrize("spans", ["none", "all", "hundreds"])
 def test_the_last_position_may_be_an_image(steered_attention, device, spans):
-    case = make_case(kv_lens=[96, 77], spans=spans, device=device)
+    choice = {"rule": None, "steered": "some", "heads": (40, 4), "dim": 32}
+    case = make_case(kv_lens=[96, 77], spans=spans, device=device, **choice)
     check(add_sides(case, [2, 2]), steered_attention, **TILE, splits=2)
 
 
 @pytest.mark.parametrize("splits", [1, 4], ids=lambda s: f"S{s}")
 @pytest.mark.parametrize("option", [name for name in OPTIONS if "scales" not in name])
-def test_options(steered_attention, device, option, splits):
+@pytest.mark.parametrize("choice", [{}, {"rule": None, "steered": "some"}], ids=["", "chosen"])
+def test_options(steered_attention, device, option, splits, choice):
     options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
     options = {k: v for k, v in options.items() if not k.endswith("_scale")}
-    case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device, **options)
+    case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device, **options, **choice)
     check(add_sides(case, [2, 2, 2]), steered_attention, **TILE, splits=splits)
 
 

@@ -93,21 +93,69 @@ def test_the_bound_on_the_context_may_be_loose(steered_attention, device):
 )
 def test_options_and_rules(steered_attention, device, option, rule, splits):
     options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
-    case = make_case(kv_lens=[3, 51, 200], spans="pairs", device=device)
-    check(case, steered_attention, **TILE, splits=splits, rule=rule, **options)
+    case = make_case(kv_lens=[3, 51, 200], spans="pairs", rule=rule, device=device)
+    check(case, steered_attention, **TILE, splits=splits, **options)
 
 
 def test_add_log_with_alpha_zero_hides_the_image(steered_attention, device):
-    case = make_case(kv_lens=[200], spans="pairs", alpha=0.0, device=device)
+    case = make_case(kv_lens=[200], spans="pairs", alpha=0.0, rule="add_log", device=device)
     for splits in (1, 5):
-        check(case, steered_attention, rule="add_log", **TILE, splits=splits)
+        check(case, steered_attention, **TILE, splits=splits)
+
+
+def test_pai_takes_a_negative_alpha(steered_attention, device):
+    case = make_case(kv_lens=[200], spans="pairs", alpha=-0.7, rule="pai", device=device)
+    check(case, steered_attention)
+
+
+@pytest.mark.parametrize("splits", [1, 4], ids=lambda s: f"S{s}")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_row_has_a_rule_and_heads_of_its_own(steered_attention, device, option, splits):
+    options = {k: v.to(device) if k == "sinks" else v for k, v in OPTIONS[option].items()}
+    lens = [3, 51, 200, 77, 64]
+    case = make_case(kv_lens=lens, spans="pairs", rule=None, steered="some", device=device)
+    check(case, steered_attention, **TILE, splits=splits, **options)
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [(2, 2), (7, 1), (32, 32), (33, 3), (40, 2), (64, 8)],
+    ids=lambda h: f"H{h[0]}-KV{h[1]}",
+)
+def test_heads_of_one_word_and_of_two(steered_attention, device, heads):
+    options = {"rule": None, "steered": "some", "dim": 32, "device": device}
+    check(make_case(kv_lens=[70, 33, 90], heads=heads, **options), steered_attention)
+
+
+def test_no_head_is_alpha_one(steered_attention, device):
+    options = {"kv_lens": [70, 33, 200], "device": device}
+    case = make_case(**options, rule=None, steered="none")
+    check(case, steered_attention)
+    rows = case.args["rows"].long()
+    neutral = make_case(**options, alpha=1.0).run(steered_attention)
+    assert torch.equal(case.run(steered_attention)[rows], neutral[rows])
+
+
+def test_the_other_heads_keep_their_bits(steered_attention, device):
+    """A head that is not steered is what it is where none is; one that is, where all are."""
+    options = {"kv_lens": [70, 33, 200], "heads": (14, 2), "rule": None, "device": device}
+    outs = {
+        s: make_case(**options, steered=s).run(steered_attention) for s in ("all", "some", "none")
+    }
+    case = make_case(**options, steered="some")
+    for i, row in enumerate(case.rows):
+        for head in range(14):
+            is_on = int(case.args["heads"][i, 0]) >> head & 1
+            want = outs["all" if is_on else "none"][row, head]
+            assert torch.equal(outs["some"][row, head], want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=NAMES.get)
 @pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
 @pytest.mark.parametrize("scales", ["floats", "tensors"])
 def test_float8_cache(steered_attention, device, dtype, kv_dtype, scales):
-    case = make_case(kv_lens=[9, 100], dtype=dtype, kv_dtype=kv_dtype, device=device)
+    choice = {"rule": None, "steered": "some"}
+    case = make_case(kv_lens=[9, 100], dtype=dtype, kv_dtype=kv_dtype, device=device, **choice)
     k_scale, v_scale = 0.37, 2.5
     if scales == "tensors":
         k_scale, v_scale = (torch.tensor([x], device=device) for x in (k_scale, v_scale))
@@ -137,13 +185,14 @@ def test_unaligned_rows_of_wider_buffers(steered_attention, device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "divide"}, "unknown rule 'divide'"),
+        ({"rules": torch.zeros(1)}, "contiguous int32"),
+        ({"heads": torch.zeros(1, 2, dtype=torch.int32)}, "a bitmap of 4 heads for each of 1"),
         ({"alpha": torch.ones(4, dtype=torch.float64)}, "alpha must be float32"),
         ({"rows": torch.tensor([0])}, "contiguous int32"),
         ({"sinks": torch.zeros(3)}, "one contiguous logit per head"),
         ({"query": torch.zeros(3, 3, 64)}, "do not divide"),
     ],
-    ids=["rule", "alpha", "rows", "sinks", "heads"],
+    ids=["rules", "bitmap", "alpha", "rows", "sinks", "heads"],
 )
 def test_what_it_cannot_serve_is_refused(steered_attention, change, message):
     case = make_case(kv_lens=[4])

@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "no image": {"spans": "none"},
     "kv heads first": {"layout": "hnd"},
     "fused": {"layout": "fused", "spans": "hundreds"},
+    "rules and heads": {"rule": None, "steered": "some", "spans": "random"},
+    "heads of two words": {"rule": None, "steered": "some", "heads": (40, 4), "dim": 32},
     "bfloat16": {"dtype": torch.bfloat16},
     "float8": {"kv_dtype": torch.float8_e4m3fn, "k_scale": 0.5},
     "float8 e5m2": {"kv_dtype": torch.float8_e5m2, "k_scale": torch.tensor(2.0)},
@@ -126,6 +128,7 @@ def cpu_cache(args: dict[str, Any], packed: bool) -> torch.Tensor:
         ({"heads": (8, 2), "dim": 32, "block_size": 32}, False),
         ({"window": 50, "spans": "random"}, False),
         ({"soft_cap": 3.0}, False),
+        ({"rule": None, "steered": "some", "heads": (40, 4), "spans": "random"}, False),
         ({"dtype": torch.float16}, False),
         ({"dtype": torch.bfloat16}, False),
         ({"dtype": torch.bfloat16, "block_size": 32}, True),
@@ -165,6 +168,8 @@ def test_wrong_tensors_are_refused_before_memory_is_read() -> None:
         "offsets": args["offsets"].int(),
         "positions": args["positions"].long(),
         "rows": args["rows"].float(),
+        "rules": args["rules"].float(),
+        "heads": args["heads"][:, :0],
         "query": args["query"].transpose(1, 2).contiguous().transpose(1, 2),
     }.items():
         with pytest.raises(ValueError, match=name if name != "kv_cache" else "query"):

@@ -25,7 +25,7 @@ from vllm.exceptions import VLLMValidationError
 from adaptvis_vllm import AdaptVis, ScalingVis, cli
 from adaptvis_vllm.engine.bounds import check_completed, max_tokens_max
 from adaptvis_vllm.offline.runner import RowRunner
-from adaptvis_vllm.steering.fields import BadParameter
+from adaptvis_vllm.steering.words import BadParameter
 
 ROWS = 300 if FULL else 90
 

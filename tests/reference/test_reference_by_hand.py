@@ -49,7 +49,7 @@ def test_first_token_by_hand(
     columns = answer.image_positions
     if params and params.span == "interval":
         columns = list(range(first, last + 1))
-    layers = (params.layer_set(2) or {0, 1}) if params else set()
+    layers = set(params.head_masks(2)) if params else set()
     expected = last_logprobs(
         path,
         recorder.embeddings[0].numpy(),

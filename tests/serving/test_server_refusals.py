@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 import pytest
-from support.hostile import IMAGES_BAD, LAYERS, huge_image, random_xargs, xargs_type
+from support.hostile import HEADS, IMAGES_BAD, LAYERS, huge_image, random_xargs, xargs_type
 from support.http_server import (
     DEFAULTS,
     ENGINE,
@@ -55,6 +55,19 @@ BAD: dict[str, list[Any]] = {
                    None],
     "maps": ["", "a", "3-1", -1, 1.5, [], [-1], ["x"], "0-99", 4, "none,1", {}, None],
     "maps_tokens": [-1, 1025, 1.5, "2", "", NAN, [2], {}, None, 3],
+    "heads": ["", "a", "3", 3, 1.5, "4.0", "0.4", "0.3-1", "1.2.3", [], [1.5], ["x"], {}, None],
+    "images": ["", "a", "1-0", -1, 1.5, [], ["x"], {}, None],
+    "videos": ["", "a", "1-0", -1, 1.5, [], ["x"], {}, None],
+    "boxes": ["", "0,0,1", "0,0,0,1", [0, 0, 1], [5, 0, 3, 9], [0, -1, 1, 1], [], ["x"], 4, {},
+              None],
+    "rule": ["", "PAI", 1, ["pai"], {}, None],
+    "rows": ["", "all", 1, ["last"], {}, None],
+    "options": ["", "Left", "Left,Left", [], ["a"], [1, 2], 3, "choices", ["on", "on top"], {},
+                None],
+    "heads ": [{"alpha": 2, "layers": "0", "heads": "0.1"}],
+    "boxes ": [{"alpha": 2, "boxes": [0, 0, 1, 1], "videos": "0"}],
+    "options ": [{"alpha": 2, "options": ["left", "right"]}],
+    "rows ": [{"candidates": [2], "rows": "generated"}],
     # Whole requests: missing partners, contradictions, unknown names.
     "alpha ": [{"mode": "scaling"}, {"mode": "off", "alpha": 2}, {"alpha": 2, "threshold": 0.1}],
     "alpha_low ": [{"alpha_low": 1, "mode": "scaling", "alpha": 2}],
@@ -211,10 +224,10 @@ def test_random_parameters(url: str) -> None:
             continue
         given = answer.json()["adaptvis"]
         assert given["mode"] == expected.mode, xargs
-        shown = expected.steers and expected.span != "video"  # the pictures are no videos
+        shown = expected.steers and expected.kind != "video"  # the pictures are no videos
         assert given["steered"] == shown, xargs
         steered += given["steered"]
-        if expected.candidates is not None and expected.span != "video":
+        if expected.candidates is not None and expected.kind != "video":
             assert [one["alpha"] for one in given["candidates"]] == list(expected.candidates)
         if not shown:
             assert given["alpha"] is None
@@ -233,8 +246,9 @@ def _expected(xargs: Any) -> SteeringParams | None:
         read = xargs_type().validate_python(json.loads(json.dumps(xargs)))
         params = SteeringParams.from_flat(read, defaults=DEFAULTS)
         assert params is not None
-        params.layer_set(LAYERS)
+        params.check_model(LAYERS, HEADS)
         check_candidates(params, ROWS, "")
+        params.check_prompt({"image": 1})
         json.dumps(read, ensure_ascii=False).encode()  # lone surrogates
     except ValueError:
         return None

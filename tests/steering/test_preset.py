@@ -133,3 +133,31 @@ def test_a_request_cannot_make_the_server_read_a_file(tmp_path: Path) -> None:
         SteeringParams.from_flat({"adaptvis_preset": str(path)})
     with pytest.raises(ValueError, match="preset must be one of"):
         SteeringParams.from_dict({"preset": str(path)})
+
+
+def test_heads_of_a_ranking(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps({"heads": ["3.1", "0.2", "3.0"], "by": "auroc"}))
+    assert expand({"heads": f"{path}:2", "alpha": 2}) == {"heads": ["3.1", "0.2"], "alpha": 2}
+    params = SteeringParams.from_dict(expand({"heads": str(path), "alpha": 2}))
+    assert params is not None
+    assert params.heads == "0.2,3.0-1"
+    assert expand({"heads": "3.1"}) == {"heads": "3.1"}
+    for text, message in (
+        (f"{path}:4", "ranks 1 to 3 heads, not 4"),
+        (f"{path}:0", "ranks 1 to 3 heads, not 0"),
+        (str(tmp_path / "absent.json"), "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            expand({"heads": text})
+    for content in ("[]", "{}", '{"heads": []}', '{"heads": [3.1]}', "?"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="must hold"):
+            expand({"heads": str(path)})
+
+
+def test_heads_beside_a_file_with_layers(tmp_path: Path) -> None:
+    path = tmp_path / "preset.json"
+    write_preset(path, ScalingVis(2, layers="0-3"), {})
+    found = SteeringParams.from_dict(expand({"preset": str(path), "heads": "1.0"}))
+    assert found == ScalingVis(2, heads="1.0")

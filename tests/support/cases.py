@@ -96,6 +96,16 @@ def make_rows(folder: Path) -> list[dict[str, Any]]:
         add(images=two, prompt=f"USER: <image>{typed} ASSISTANT:", adaptvis=steer)
         for chat in chats:
             add(messages=chat, adaptvis=steer)
+    for steer in (
+        {"alpha": 3.0, "heads": "0.1-2,2.*,3.0"},
+        adaptive(TRIPLES[0], heads=["1-2.3", "0.2"]),
+        {"alpha": 20.0, "rule": "add_log"},
+        {"alpha": -0.8, "rule": "pai", "rows": "generated"},
+        adaptive(TRIPLES[1], options=["left", "right", "under"], rows="generated"),
+        {"candidates": [3.0, 0.3], "options": "left,right", "heads": "3.*"},
+    ):
+        add(image=names[4], question=QUESTIONS[0], adaptvis=steer)
+    add(images=two, prompt=between, adaptvis={"alpha": 3.0, "images": "1"})
     return rows
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
-from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, SPANS
+from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, RULES, SPANS
 from support.http_server import data_uri
 
 NAN, INF = float("nan"), float("inf")
-LAYERS = 4  # of the tiny model
+LAYERS, HEADS = 4, 4  # of the tiny model
 
 
 def _uri(data: bytes, kind: str = "image/png") -> str:
@@ -62,6 +62,10 @@ VALID: dict[str, Callable[[random.Random], Any]] = {
     "alpha_high": lambda r: r.choice([0.5, 1.5, 2]),
     "threshold": lambda r: r.choice([0, 0.4, 1, 0.999]),
     "layers": lambda r: r.choice(["all", "0-3", "1", [0, 2], ["1-2", 3], 3, "0,2"]),
+    "heads": lambda r: r.choice(["0.0", "all", "1.*,2.0-3", ["0-3.1", "3.2"], "0.4", "4.0"]),
+    "images": lambda r: r.choice(["0", 0, [0], "all"]),
+    "videos": lambda r: r.choice(["0", "all", [0, 2]]),
+    "rule": lambda r: r.choice(RULES),
     "confidence": lambda r: r.choice(CONFIDENCES),
     "confidence_decimals": lambda r: r.choice([0, 2, 6, "none"]),
     "span": lambda r: r.choice(SPANS),
@@ -75,6 +79,9 @@ TOGETHER = (
     ("alpha_low", "alpha_high", "threshold"),
     ("threshold",),
     ("layers", "span"),
+    ("heads", "rule"),
+    ("heads", "images"),
+    ("rule", "videos"),
     ("candidates", "layers"),
     ("confidence", "confidence_decimals"),
     (),

@@ -154,6 +154,8 @@ def in_torch(
                 slots=rows.slots[entry] + j,
                 span_starts=rows.span_starts[entry],
                 span_lens=rows.span_lens[entry],
+                rules=rows.rules[entry],
+                heads=rows.heads[entry],
             )
             if rows.own[i]:
                 place, line = divmod(kv_len - 1, kv_cache.shape[2]), int(one.rows) - first_side

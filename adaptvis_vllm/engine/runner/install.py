@@ -27,12 +27,14 @@ def make_steering(vllm_config: Any, device: Any, model: Any) -> Steering | None:
         raise ValueError(reason)
     layers = attention_layers(vllm_config)
     group = get_tp_group()
+    heads = {index: layer.impl.num_heads for index, (_, layer) in sorted(layers.items())}
+    several = group.world_size > 1
     steering = Steering(
         device,
-        sorted(layers),
-        group.broadcast if group.world_size > 1 else None,
-        (lambda t: group.all_gather(t[None], 0)) if group.world_size > 1 else None,
-        max((layer.impl.num_heads for _, layer in layers.values()), default=0),
+        heads,
+        group.broadcast if several else None,
+        (lambda t: group.all_gather(t[None], 0)) if several else None,
+        group.rank_in_group,
     )
     wrap.install(layers, steering)
     _wrap_head(model, steering)

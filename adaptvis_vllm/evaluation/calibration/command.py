@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.left_out import LeftOut, status
 from adaptvis_vllm.files.lines import dumps
 from adaptvis_vllm.options import check_apart, engine_options, engine_parser, make_llm
-from adaptvis_vllm.steering.fields import CANDIDATES_MAX, SPANS
+from adaptvis_vllm.steering.fields import CANDIDATES_MAX, RULES, SPANS
 from adaptvis_vllm.steering.params import ScalingVis
-from adaptvis_vllm.steering.preset import write_preset
+from adaptvis_vllm.steering.preset import ranked_heads, write_preset
 
 VALIDATION = "validation"
+SWEPT_RULES = ("multiply", "add_log")  # whose alphas are factors, and 1 is no steering
 CPU_BLOCK = 32  # the smallest of vLLM's CPU attention; what is shared ends at a block's end
 
 
@@ -44,6 +46,9 @@ def main(argv: Sequence[str], doc: str) -> int:
     folder = args.output
     if not folder.absolute().parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise ValueError(f"--output: {folder} must be a folder, new or not, in one that exists")
+    for option in ("--heads", "--rule"):
+        if getattr(args, option[2:]) and (args.answers or args.save_answers):
+            raise ValueError(f"{option} is swept on an engine: files of answers do not hold it")
     if args.answers:
         from adaptvis_vllm.evaluation.calibration.from_files import calibrate_answers
 
@@ -65,7 +70,7 @@ def _engine(args: Namespace) -> Any:
     from adaptvis_vllm.evaluation.calibration.sweep import ALPHAS, check_alphas, numbers
 
     alphas = check_alphas(ALPHAS if args.alphas is None else numbers(args.alphas))
-    steering = ScalingVis(1.0, layers=args.layers, span=args.span or SPANS[0])
+    variants = _variants(args)
     benchmark = benchmarks.chosen(args)
     split, tests = splits(benchmark, args.split, args.test)
     questions = _select(benchmark, args, split)
@@ -85,19 +90,18 @@ def _engine(args: Namespace) -> Any:
     llm = make_llm(args, **_small_blocks(args), **_room(args, len(alphas) - 1))
     common: dict[str, Any] = {"max_tokens": args.max_tokens, "chat": args.chat, "progress": True}
     common["left_out"] = left_out
-    swept = sweep(
-        llm,
-        questions,
-        benchmark.scorer,
-        alphas,
-        layers=steering.layers,
-        span=steering.span,
-        **common,
+    sweeps = []
+    for where in variants:
+        sweeps.append(sweep(llm, questions, benchmark.scorer, alphas, **where, **common))
+        questions = left_out.rest(questions)
+    found = calibrate(*(one.table for one in sweeps))
+    swept = replace(
+        sweeps[found.variant],
+        plain_tokens=sweeps[0].plain_tokens,
+        all_tokens=sum(one.all_tokens for one in sweeps),
     )
-    questions = left_out.rest(questions)
     if args.save_answers:
         write_answers(args.save_answers, answered.rows_of(questions, swept.table))
-    found = calibrate(swept.table)
     different = [c for c in found.candidates if c.family == "base" or c.params.mode != "off"]
     transfers = {
         name: transfer(llm, part, benchmark.scorer, different, **common)
@@ -111,9 +115,41 @@ def _engine(args: Namespace) -> Any:
         found,
         transfers,
         facts(args, questions, llm),
-        notes=left_out.notes(),
+        notes=[*left_out.notes(), *_told(variants)],
         errors=left_out.rows,
     )
+
+
+def _variants(args: Namespace) -> list[dict[str, Any]]:
+    """Layers or heads, span and rule of each sweep; all heads come first. ValueError for wrong
+    ones."""
+    rules = [rule.strip() for rule in (args.rule or RULES[0]).split(",")]
+    for rule in rules:
+        if rule not in SWEPT_RULES:
+            raise ValueError(f"--rule must be among {', '.join(SWEPT_RULES)}, not {rule!r}")
+    places: list[dict[str, Any]] = [{"layers": args.layers}]
+    if args.heads:
+        path, _, counts = args.heads.rpartition(":")
+        if not path or not all(count.strip().isdigit() for count in counts.split(",")):
+            raise ValueError(
+                f"--heads must be a ranking of heads and how many of it, such as heads.json:8,16, "
+                f"not {args.heads!r}"
+            )
+        for count in counts.split(","):
+            heads = ",".join(ranked_heads(f"{path}:{count.strip()}"))
+            places.append({"layers": None, "heads": heads})
+    span = args.span or SPANS[0]
+    found = [ScalingVis(1.0, **p, span=span, rule=r) for p in places for r in dict.fromkeys(rules)]
+    return [{n: getattr(one, n) for n in ("layers", "heads", "span", "rule")} for one in found]
+
+
+def _told(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(variants) == 1:
+        return []
+    return [
+        f"{len(variants)} choices of heads and rules were swept; which of them is used was chosen "
+        "with the setting, cross-validated with it. Answers and plots are those of the one shown."
+    ]
 
 
 def _print(folder: Path, outcome: Any) -> None:
@@ -170,6 +206,17 @@ def _options(parser: Any) -> None:
     add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="for all files")
     add("--alphas", metavar="LIST", help=f"1 is always among them; default {default}")
     add("--layers", help="that are steered, such as 0-31; default all")
+    add(
+        "--heads",
+        metavar="FILE:LIST",
+        help="a ranking of `diagnose` and how many of its heads, such as heads.json:8,16,32,64; "
+        "each is swept beside all heads",
+    )
+    add(
+        "--rule",
+        metavar="LIST",
+        help=f"{' or '.join(SWEPT_RULES)}, or both, of which each is swept",
+    )
     add("--span", choices=SPANS, help=f"default {SPANS[0]}")
     add(
         "--test",

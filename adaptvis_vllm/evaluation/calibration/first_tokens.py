@@ -39,18 +39,18 @@ def first_tokens(
     questions: Sequence[Question],
     alphas: Sequence[float],
     *,
-    layers: str | None,
-    span: str,
+    where: Mapping[str, Any],
     left_out: LeftOut | None,
     **options: Any,
 ) -> tuple[Sequence[Question], list[FirstTokens]]:
     """The questions that are not left out, and one of each. alphas: distinct; those that
-    `has_room` allows. left_out: as in `sweep`. options: of `answer`.
+    `has_room` allows. where: further fields of the steering. left_out: as in `sweep`. options: of
+    `answer`.
 
     Without an image the answer is the same under every alpha.
     """
     others = [alpha for alpha in alphas if alpha != PLAIN]
-    asked = [Candidates(others, layers=layers, span=span)]
+    asked = [Candidates(others, **where)]
     rows = answer(llm, questions, asked, max_tokens=1, **options)
     if left_out is not None:
         questions, rows = left_out.answered(questions, rows)

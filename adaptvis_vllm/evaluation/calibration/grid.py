@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +71,7 @@ class Best:
         """The best of a family: "base", "scaling" or "adaptive"; `Off` where that is alpha = 1
         or where there is none. table: where the alphas come from."""
         alphas = table.alphas
-        common: Any = {"layers": table.layers, "span": table.span}
+        common = table.where
         if family == "adaptive" and not self.measure:
             return Off()
         if family == "base" or (family == "scaling" and self.scaling == table.plain):

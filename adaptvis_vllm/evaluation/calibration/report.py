@@ -247,7 +247,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 def _candidate(found: Candidate) -> dict[str, Any]:
     """Without the scores of single questions."""
     values = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "held"}
-    return {n: v if isinstance(v, str | float) else asdict(v) for n, v in values.items()}
+    return {n: v if isinstance(v, str | float | int) else asdict(v) for n, v in values.items()}
 
 
 def _measure(outcome: Outcome, kind: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from adaptvis_vllm.evaluation.calibration.grid import Best, best
 from adaptvis_vllm.evaluation.methods import METHODS
 from adaptvis_vllm.evaluation.stats import Interval, interval, paired
 from adaptvis_vllm.evaluation.table import SweepTable
+from adaptvis_vllm.steering.heads import parse_heads
 from adaptvis_vllm.steering.params import SteeringParams
 
 FAMILIES = METHODS
@@ -34,7 +35,7 @@ class Candidate:
     accuracy: cross-validated, of the family's choice. spread: standard deviation of that
     figure over the repeats, which divide the questions into other folds.
     gain: cross-validated accuracy over the base's, paired.
-    held: [Q] cross-validated scores, means over the repeats.
+    held: [Q] cross-validated scores, means over the repeats. variant: number of its table.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Candidate:
     spread: float
     gain: Interval
     held: NDArray[np.float64] = field(compare=False, repr=False)
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,37 @@ class Calibration:
     resolution: float
     warnings: tuple[str, ...]
 
+    @property
+    def variant(self) -> int:
+        """Number of the table to show: the chosen setting's, or the best one's where alpha = 1 is
+        kept."""
+        if self.chosen.family != "base":
+            return self.chosen.variant
+        return max(self.candidates[1:], key=lambda c: c.gain.value).variant
+
     def candidate(self, family: str) -> Candidate:
         return self.candidates[FAMILIES.index(family)]
 
 
 def calibrate(
-    table: SweepTable, *, folds: int = FOLDS, repeats: int = REPEATS, seed: int = 0
+    *tables: SweepTable, folds: int = FOLDS, repeats: int = REPEATS, seed: int = 0
 ) -> Calibration:
-    """Choose a setting. Equal seeds give equal results."""
-    whole = best(table.scores, table.confidences, table.alphas)
-    held = cross_validate(table, folds=folds, repeats=repeats, seed=seed)
+    """Choose a setting. Equal seeds give equal results.
+
+    tables: of the same questions, with other heads or rules each; which of them is used is chosen
+    with the setting, in every fold anew. Of equals the first.
+    """
+    if len({tuple(table.ids) for table in tables}) != 1:
+        raise ValueError("settings were not swept on the same questions")
+    wholes = [best(table.scores, table.confidences, table.alphas) for table in tables]
+    held = cross_validate(*tables, folds=folds, repeats=repeats, seed=seed)
     base = held[0].mean(axis=0)
     candidates = []
     for number, family in enumerate(FAMILIES):
-        params = whole.steering(family, table)
+        settings = [whole.steering(family, t) for whole, t in zip(wholes, tables, strict=True)]
+        totals = [t.scores_of(s).sum() for t, s in zip(tables, settings, strict=True)]
+        variant = int(np.argmax(totals)) if family != "base" else 0
+        params, table = settings[variant], tables[variant]
         scores = held[number].mean(axis=0)
         candidates.append(
             Candidate(
@@ -82,6 +101,7 @@ def calibrate(
                 accuracy=interval(scores),
                 spread=float(held[number].mean(axis=1).std()),
                 gain=paired(base, scores),
+                variant=variant,
                 held=scores,
             )
         )
@@ -91,18 +111,15 @@ def calibrate(
         if candidates[number].params.mode != "off" and paired(simpler, richer).low > 0:
             chosen = number
     widest = max((c.gain.high - c.gain.low) / 2 for c in candidates)
-    return Calibration(
-        tuple(candidates),
-        candidates[chosen],
-        widest,
-        tuple(_warnings(table, candidates, candidates[chosen], whole)),
-    )
+    number = candidates[chosen].variant
+    warnings = _warnings(tables[number], candidates, candidates[chosen], wholes[number])
+    return Calibration(tuple(candidates), candidates[chosen], widest, tuple(warnings))
 
 
-def cross_validate(
-    table: SweepTable, *, folds: int, repeats: int, seed: int
-) -> NDArray[np.float64]:
-    """[families, repeats, Q] scores of each question under settings chosen without its fold."""
+def cross_validate(*tables: SweepTable, folds: int, repeats: int, seed: int) -> NDArray[np.float64]:
+    """[families, repeats, Q] scores of each question under settings, and a table, chosen without
+    its fold."""
+    table = tables[0]
     count = len(table.ids)
     folds = min(folds, count)
     out = np.empty((len(FAMILIES), repeats, count))
@@ -115,15 +132,21 @@ def cross_validate(
         fold_of = rng.permutation(count) % folds
         for fold in range(folds):
             train, test = fold_of != fold, np.nonzero(fold_of == fold)[0]
-            found = best(
-                table.scores[train],
-                {kind: values[train] for kind, values in table.confidences.items()},
-                table.alphas,
-            )
-            out[1, repeat, test] = table.scores[test, found.scaling]
-            params = found.steering("adaptive", table)
-            out[2, repeat, test] = table.scores[test, table.chosen(params)[test]]
+            found = [_scores(one, train) for one in tables]
+            for family in (1, 2):
+                scores = max((each[family - 1] for each in found), key=lambda s: s[train].sum())
+                out[family, repeat, test] = scores[test]
     return out
+
+
+def _scores(
+    table: SweepTable, train: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[Q] scores of the scaling and of the adaptive setting that are the best of some questions."""
+    known = {kind: values[train] for kind, values in table.confidences.items()}
+    found = best(table.scores[train], known, table.alphas)
+    params = found.steering("adaptive", table)
+    return table.scores[:, found.scaling], table.scores_of(params)
 
 
 def _warnings(
@@ -165,11 +188,14 @@ def describe(params: SteeringParams) -> str:
     """A setting in few words."""
     if params.mode == "off":
         return "alpha = 1"
+    told = "" if params.rule == "multiply" else f", rule {params.rule}"
+    if params.heads is not None:
+        told += f", {sum(mask.bit_count() for mask in parse_heads(params.heads).values())} heads"
     if params.mode == "scaling":
-        return f"alpha = {params.alpha:g}"
+        return f"alpha = {params.alpha:g}{told}"
     return (
         f"alpha = {params.alpha_low:g} where {params.confidence} < {params.threshold:g}, "
-        f"else {params.alpha_high:g}"
+        f"else {params.alpha_high:g}{told}"
     )
 
 

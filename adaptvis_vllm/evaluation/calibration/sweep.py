@@ -67,10 +67,9 @@ def check_alphas(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(alphas)
 
 
-def requests(
-    alphas: Sequence[float], layers: str | None = None, span: str = "embeddings"
-) -> list[tuple[float, SteeringParams]]:
-    """(alpha, steering) of each request of a question; the unsteered one comes first.
+def requests(alphas: Sequence[float], **where: Any) -> list[tuple[float, SteeringParams]]:
+    """(alpha, steering) of each request of a question; the unsteered one comes first. where:
+    further fields of the steering.
 
     Where the grid is too short to carry all measures, requests with alpha 1 are added.
     """
@@ -81,9 +80,9 @@ def requests(
         if number < len(CONFIDENCES):
             both = PLAIN if alpha is None else alpha
             kind = CONFIDENCES[number]
-            steering = AdaptVis(both, both, 0.5, confidence=kind, layers=layers, span=span)
+            steering = AdaptVis(both, both, 0.5, confidence=kind, **where)
         else:
-            steering = ScalingVis(alpha, layers=layers, span=span)
+            steering = ScalingVis(alpha, **where)
         out.append((PLAIN if alpha is None else alpha, steering))
     return out
 
@@ -96,6 +95,8 @@ def sweep(
     *,
     layers: str | None = None,
     span: str = "embeddings",
+    heads: str | None = None,
+    rule: str = "multiply",
     max_tokens: int,
     chat: bool = False,
     progress: bool = False,
@@ -108,6 +109,7 @@ def sweep(
     ValueError for a question that steering cannot change: one without an image.
     """
     alphas = check_alphas(alphas)
+    where = {"layers": layers, "span": span, "heads": heads, "rule": rule}
     options: dict[str, Any] = {
         "chat": chat,
         "progress": progress,
@@ -115,16 +117,16 @@ def sweep(
     }
     if has_room(llm, alphas, max_tokens):
         questions, found = first_tokens(
-            llm, questions, alphas, layers=layers, span=span, left_out=left_out, **options
+            llm, questions, alphas, where=where, left_out=left_out, **options
         )
         for question, one in zip(questions, found, strict=True):
             _check_steered(question, bool(one.report["candidates"]), one.report)
         return Sweep(
-            tabulated(questions, found, scorer, alphas, layers, span),
+            tabulated(questions, found, scorer, alphas, where),
             plain_tokens=sum(one.plain for one in found),
             all_tokens=sum(one.plain + one.rows for one in found),
         )
-    sent = requests(alphas, layers, span)
+    sent = requests(alphas, **where)
     steerings = [steering for _, steering in sent]
     rows = answer(llm, questions, steerings, max_tokens=max_tokens, **options)
     if left_out is not None:
@@ -137,8 +139,7 @@ def sweep(
         scorer,
         alphas,
         _confidences(questions, rows, sent),
-        layers,
-        span,
+        where,
     )
     return Sweep(
         table,
@@ -152,8 +153,7 @@ def tabulated(
     found: Sequence[FirstTokens],
     scorer: Scorer,
     alphas: Sequence[float],
-    layers: str | None,
-    span: str,
+    where: Mapping[str, Any],
 ) -> SweepTable:
     """The table of answers of one token. Of a question without an image, whose answers are all the
     same, confidences are NaN."""
@@ -163,7 +163,7 @@ def tabulated(
         for kind in CONFIDENCES
     }
     texts = [[one.texts[alpha] for alpha in alphas] for one in found]
-    return _table(questions, texts, scorer, alphas, confidences, layers, span)
+    return _table(questions, texts, scorer, alphas, confidences, where)
 
 
 def _table(
@@ -172,8 +172,7 @@ def _table(
     scorer: Scorer,
     alphas: Sequence[float],
     confidences: dict[str, Any],
-    layers: str | None,
-    span: str,
+    where: Mapping[str, Any],
 ) -> SweepTable:
     scores = [
         [float(scorer(question, text)) for text in row]
@@ -185,8 +184,7 @@ def _table(
         texts=texts,
         scores=np.array(scores).reshape(len(texts), len(alphas)),
         confidences=confidences,
-        layers=layers,
-        span=span,
+        **where,
     )
 
 

@@ -39,25 +39,24 @@ def transfer(
     left_out: LeftOut | None = None,
     **options: Any,
 ) -> list[Result]:
-    """Answered by the engine. candidates: the base comes first; all are of one sweep. left_out: as
-    in `sweep`.
+    """Answered by the engine. candidates: the base comes first. left_out: as in `sweep`.
 
     options: of `answer`.
     """
     options["refuse"] = left_out.add if left_out else not_allowed
     alphas = _alphas(candidates)
-    if has_room(llm, alphas, max_tokens):
-        params = next(c.params for c in candidates if c.params.mode != "off")
+    fields = ("layers", "heads", "span", "rule")
+    places = [{n: getattr(c.params, n) for n in fields} for c in candidates if c.family != "base"]
+    if has_room(llm, alphas, max_tokens) and all(where == places[0] for where in places):
         questions, found = first_tokens(
             llm,
             questions,
             alphas,
-            layers=params.layers,
-            span=params.span,
+            where=places[0],
             left_out=left_out,
             **options,
         )
-        table = tabulated(questions, found, scorer, alphas, params.layers, params.span)
+        table = tabulated(questions, found, scorer, alphas, places[0])
         return from_table(table, candidates)
     settings = [c.params for c in candidates]
     rows = answer(llm, questions, settings, max_tokens=max_tokens, **options)

@@ -10,7 +10,7 @@ from typing import Any
 from adaptvis_vllm.evaluation.datasets import hub, own, vsr, whatsup
 from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.datasets.scoring import SCORERS, load_scorer
-from adaptvis_vllm.steering.fields import nearest
+from adaptvis_vllm.steering.words import nearest
 
 NAMES = (*whatsup.PARTS, "vsr")
 MAX_TOKENS = 100  # of an answer, as in the paper's code

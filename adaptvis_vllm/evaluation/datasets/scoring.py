@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptvis_vllm.evaluation.datasets.question import Metrics, Question, Scorer
-from adaptvis_vllm.steering.fields import nearest
+from adaptvis_vllm.steering.words import nearest
 
 
 def contains(question: Question, generation: str) -> bool:
