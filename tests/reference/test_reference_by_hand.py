@@ -77,6 +77,7 @@ def reference_size(path: Path) -> int:
 @pytest.mark.parametrize("softcap", [None, 2.0], ids=["plain", "softcap"])
 @pytest.mark.parametrize("window", [None, 3], ids=["full", "window"])
 @pytest.mark.parametrize("sink", [None, 0.7], ids=["", "sinks"])
+@pytest.mark.parametrize("rule", ["multiply", "add_log", "pai"])
 def test_attention_by_hand(
     heads: int,
     kv: int,
@@ -85,6 +86,7 @@ def test_attention_by_hand(
     softcap: float | None,
     window: int | None,
     sink: float | None,
+    rule: str,
 ) -> None:
     generator = torch.Generator().manual_seed(heads)
     q = torch.randn(1, heads, rows, dim, generator=generator) * 2
@@ -94,10 +96,12 @@ def test_attention_by_hand(
     visible = (j <= i) & (j > i - (window or rows))
     mask = torch.zeros(rows, rows).masked_fill(~visible, torch.finfo(torch.float32).min)
     steering = Steering()
-    steering.begin(2.5, columns, frozenset({0}))
+    mask_of_heads = 0b101101
+    steering.begin(2.5, rule, columns, {0: mask_of_heads}, generated=False)
+    assert steering.claims(0, rows, rows)
     sinks = None if sink is None else torch.arange(heads) * sink
     options: dict[str, Any] = {"scaling": 0.3, "softcap": softcap, "s_aux": sinks}
-    module = SimpleNamespace()
+    module = SimpleNamespace(layer_idx=0)
     out, weights = _steered_attention(steering, module, q, k, v, mask[None, None], **options)
     assert out.shape == (1, rows, heads, dim)
     assert weights.shape == (1, heads, rows, rows)
@@ -108,8 +112,10 @@ def test_attention_by_hand(
             logits = []
             for c in seen:
                 s = float(q[0, head, row] @ k[0, head * kv // heads, c]) * 0.3
-                if row == rows - 1 and columns[c]:
-                    s *= 2.5
+                if row == rows - 1 and columns[c] and mask_of_heads >> head & 1:
+                    s = {"multiply": s * 2.5, "add_log": s + math.log(2.5)}.get(
+                        rule, s + 2.5 * abs(s)
+                    )
                 logits.append(softcap * math.tanh(s / softcap) if softcap else s)
             more = [] if sink is None else [head * sink]
             peak = max(logits + more)
@@ -123,6 +129,6 @@ def test_attention_by_hand(
 def test_what_attention_refuses() -> None:
     x = torch.zeros(1, 1, 2, 2)
     steering = Steering()
-    steering.begin(2, torch.tensor([True, False]), frozenset({0}))
+    steering.begin(2, "multiply", torch.tensor([True, False]), {0: -1}, generated=False)
     with pytest.raises(NotImplementedError, match="position_bias"):
         _steered_attention(steering, SimpleNamespace(), x, x, x, None, position_bias=x)

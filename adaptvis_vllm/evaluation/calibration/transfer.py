@@ -46,7 +46,8 @@ def transfer(
     options["refuse"] = left_out.add if left_out else not_allowed
     alphas = _alphas(candidates)
     fields = ("layers", "heads", "span", "rule")
-    places = [{n: getattr(c.params, n) for n in fields} for c in candidates if c.family != "base"]
+    steered = [c.params for c in candidates if c.params.mode != "off"]
+    places = [{n: getattr(params, n) for n in fields} for params in steered]
     if has_room(llm, alphas, max_tokens) and all(where == places[0] for where in places):
         questions, found = first_tokens(
             llm,
