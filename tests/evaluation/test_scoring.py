@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adaptvis_vllm.evaluation.datasets.question import Question
+from adaptvis_vllm import AdaptVis, Off
+from adaptvis_vllm.evaluation.answers import with_choices
+from adaptvis_vllm.evaluation.datasets.question import Benchmark, Question
 from adaptvis_vllm.evaluation.datasets.scoring import (
     by_group,
     check_scorer,
@@ -21,7 +24,9 @@ from adaptvis_vllm.evaluation.datasets.scoring import (
     yes_no,
 )
 from adaptvis_vllm.evaluation.datasets.splits import validation_and_test
+from adaptvis_vllm.evaluation.methods import chosen_methods
 from adaptvis_vllm.evaluation.stats import interval, means, paired
+from adaptvis_vllm.options import STEERING
 
 A = ("left", "right", "on", "under")
 B = ("left", "right", "front", "behind")
@@ -346,3 +351,23 @@ def test_intervals_are_paired() -> None:
     assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="no questions"):
         means(np.zeros((2, 0)))
+
+
+def test_options_are_a_questions_choices() -> None:
+    """Each question's own, where `choices` is asked for, and as given elsewhere."""
+    asked = AdaptVis(0.5, 2.0, 0.4, options=("choices",))
+    assert with_choices(asked, ["Left", "Right"]).options == ("Left", "Right")
+    own = AdaptVis(0.5, 2.0, 0.4, options=("on", "under"))
+    assert with_choices(own, ["Left", "Right"]) == own
+    assert with_choices(Off(), []) == Off()
+    for choices in ([], ["Left"]):
+        with pytest.raises(ValueError, match=r"^options is 'choices', but .* no choices$"):
+            with_choices(asked, choices)
+    methods = chosen_methods(
+        Namespace(
+            **{**dict.fromkeys(STEERING), "preset": "coco", "options": "choices"}, methods=None
+        ),
+        Benchmark("made up", (), contains),
+    )
+    assert methods["adaptive"].options == ("choices",)
+    assert methods["scaling"].options is None
