@@ -105,6 +105,10 @@ def test_same_tokens_as_without_speculation(model: Path) -> None:
         )
         try:
             results.append(run(llm))
+            if speculation is not None:
+                asked = sampling(ScalingVis(2.0, rows="generated"))
+                with pytest.raises(ValueError, match="adaptvis_rows must be 'last' with specul"):
+                    generate(llm, [prompt(0)], asked)
         finally:
             close(llm)
     (outputs, again, plain, plain_hits), (drafted, drafted_again, many, hits) = results
