@@ -137,12 +137,12 @@ def steering_options(parser: Any, title: str, *, mode: str | None = "--mode") ->
         if option is None or (mode is None and name in _OF_ANSWERS):
             parser.set_defaults(**{name: None})
         else:
-            _add(group, name, option, name)
+            _add(group, name, option)
 
 
-def _add(group: Any, name: str, option: str, dest: str) -> None:
+def _add(group: Any, name: str, option: str) -> None:
     group.add_argument(
-        option, dest=dest, metavar=name.upper(), type=_TYPES.get(name, str), help=_HELP.get(name)
+        option, dest=name, metavar=name.upper(), type=_TYPES.get(name, str), help=_HELP.get(name)
     )
 
 
@@ -163,7 +163,7 @@ def map_options(parser: Any, *, folder_alone: bool = False, limit: bool = True) 
         help="write the attention maps of each row, ID.npz; of all layers unless it is said",
     )
     for name in () if folder_alone else _MAPS if limit else _OPTIONS:
-        _add(group, name, _OPTIONS.get(name, "--max-map-bytes"), name)
+        _add(group, name, _OPTIONS.get(name, "--max-map-bytes"))
 
 
 def mapped_config(args: Namespace, given: Mapping[str, Any]) -> dict[str, Any]:

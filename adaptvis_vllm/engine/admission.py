@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
@@ -135,7 +136,7 @@ class Admission:
     def complete(self, request: Any, prompt: Any, processor: Callable[[], Any]) -> None:
         """Write the complete steering into a request's own `SamplingParams`, and prepare its maps.
 
-        prompt, processor: as of `mapping.expect`.
+        prompt, processor: as of `mapping.places_of`.
         """
         params = request.sampling_params
         steering = self.resolve(params.extra_args, resumable=request.resumable)
@@ -151,15 +152,17 @@ class Admission:
             tokens = self.tokens_of(steering.options, PREFIX)
             if tokens is not None:
                 params.extra_args[OPTION_TOKENS] = tokens
+            features = request.mm_features or []
+            places = cache(lambda: mapping.places_of(prompt, features, processor))
             if steering.boxes is not None and self.steerable:
-                self._place_boxes(request, prompt, steering, processor)
+                self._place_boxes(request, steering, places)
             if steering.maps is not None and self.steerable:
-                self._expect_maps(request, prompt, steering, processor)
+                self._expect_maps(request, steering, places)
         with _named():
             check_completed(params, self.config)
 
     def _place_boxes(
-        self, request: Any, prompt: Any, steering: SteeringParams, processor: Callable[[], Any]
+        self, request: Any, steering: SteeringParams, places_of: Callable[[], Any]
     ) -> None:
         """Write the positions that lie in boxes into a request's parameters."""
         shown = [f for f in request.mm_features or () if f.modality in ("image", "video")]
@@ -167,7 +170,7 @@ class Admission:
         if not pictures:
             return
         number = pictures[steering.picture(len(pictures))]
-        places, sizes = mapping.places_of(prompt, request.mm_features, processor)
+        places, sizes = places_of()
         assert steering.boxes is not None
         try:
             if isinstance(places, str):
@@ -188,17 +191,16 @@ class Admission:
         )
 
     def _expect_maps(
-        self, request: Any, prompt: Any, steering: SteeringParams, processor: Callable[[], Any]
+        self, request: Any, steering: SteeringParams, places_of: Callable[[], Any]
     ) -> None:
         try:
             mapping.expect(
                 request,
-                prompt,
                 steering,
                 num_layers=self.num_layers,
                 num_heads=self.num_heads,
                 max_bytes=self.max_map_bytes,
-                processor=processor,
+                places_of=places_of,
             )
         except BadParameter as error:
             raise refused(error) from None

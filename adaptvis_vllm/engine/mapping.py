@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,18 +87,17 @@ def keep_media(inputs: Any, mm_data: Any, arguments: Mapping[str, Any] | None) -
 
 def expect(
     request: Any,
-    prompt: Any,
     params: SteeringParams,
     *,
     num_layers: int,
     num_heads: int,
     max_bytes: int,
-    processor: Callable[[], Any],
+    places_of: Callable[[], tuple[Any, list[tuple[int, int]]]],
 ) -> None:
     """Prepare a vLLM `EngineCoreRequest` that asks for maps; BadParameter if they were too large.
 
-    prompt: what the renderer made. num_heads: query heads of all ranks. processor: returns vLLM's
-    multimodal processor. `Collected` travels on the first feature, which stays in this process.
+    num_heads: query heads of all ranks. places_of: returns what the function of that name does.
+    `Collected` travels on the first feature, which stays in this process.
     """
     features = request.mm_features or []
     positions = positions_of(request.sampling_params, features).astype(np.int32)
@@ -116,7 +115,7 @@ def expect(
             "the engine allows (max_map_bytes, --max-map-bytes): ask for fewer layers",
             "maps",
         )
-    places, known = places_of(prompt, features, processor)
+    places, known = places_of()
     shown = [f for f in features if f.modality in _KINDS]
     image = np.zeros(len(positions), np.int32)
     for number, feature in enumerate(sorted(shown, key=lambda f: f.mm_position.offset)):
@@ -130,7 +129,10 @@ def expect(
 def places_of(
     prompt: Any, features: Sequence[Any], processor: Callable[[], Any]
 ) -> tuple[Any, list[tuple[int, int]]]:
-    """Geometry, or why it is not known; and each picture's width and height, if they are."""
+    """Geometry, or why it is not known; and each picture's width and height, if they are.
+
+    prompt: what the renderer made. processor: returns vLLM's multimodal processor.
+    """
     if not isinstance(prompt, dict) or MEDIA not in prompt:
         return "the prompt came to the engine without its pictures", []
     mm_data, arguments = prompt[MEDIA]
@@ -152,6 +154,4 @@ def collected(request: Any) -> Collected | None:
     """What `expect` prepared. n > 1: each choice has pieces of its own."""
     features = request.mm_features
     held = getattr(features[0], "adaptvis_maps", None) if features else None
-    if held is None:
-        return None
-    return Collected(held.params, held.layers, held.positions, held.places, held.sizes, held.image)
+    return None if held is None else replace(held, pieces=[])

@@ -28,6 +28,8 @@ _INTS = (
     *("threads", "value_type", "cache_type"),
 )
 
+_WANTED = {"alpha": torch.float32, "sinks": torch.float32, "offsets": torch.int64}
+
 
 class Rows(ctypes.Structure):
     """The argument of `adaptvis_steer_rows`."""
@@ -125,8 +127,7 @@ def _check(
     query, output = tokens["query"], tokens["output"]
     heads, dim = query.shape[1:]
     _, kv_heads, block, twice = kv_cache.shape
-    if dim % 16 or block % 16:  # as vLLM's CPU backend has them
-        raise ValueError(f"head_dim {dim} and block_size {block} must be multiples of 16")
+    check_sizes(dim, block)
     if output.shape[1:] != (heads, dim) or twice != 2 * dim or heads % kv_heads:
         shapes = f"{[*query.shape]}, {[*output.shape]} and {[*kv_cache.shape]}"
         raise ValueError(f"query, output and kv_cache do not fit together: {shapes}")
@@ -137,11 +138,21 @@ def _check(
     for name, t in tokens.items():
         if t.stride()[1:] != (dim, 1):
             raise ValueError(f"the heads of {name} must be contiguous, not of strides {t.stride()}")
-    words = (len(tensors["rows"]), -(-heads // 32))
+    check_lists(heads, tensors)
+
+
+def check_sizes(dim: int, block: int) -> None:
+    if dim % 16 or block % 16:  # as vLLM's CPU backend has them
+        raise ValueError(f"head_dim {dim} and block_size {block} must be multiples of 16")
+
+
+def check_lists(num_heads: int, tensors: dict[str, torch.Tensor]) -> None:
+    """What says of entries where they lie and how they are steered, by name."""
+    words = (len(tensors["rows"]), -(-num_heads // 32))
     if tensors["heads"].shape != words or not tensors["heads"].is_contiguous():
         raise ValueError(f"heads must be {[*words]} words, not {[*tensors['heads'].shape]}")
     for name, t in tensors.items():
-        wanted = torch.float32 if name in ("alpha", "sinks") else torch.int32
+        wanted = _WANTED.get(name, torch.int32)
         if t.dtype != wanted or t.stride(-1) != 1:
             raise ValueError(f"{name} must be contiguous {wanted}, not {t.dtype} {t.stride()}")
 

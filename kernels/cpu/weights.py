@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .build import TYPES, loaded
+from .build import TYPES, check_lists, check_sizes, loaded
 
 _POINTERS = (
     *("query", "output", "cache", "block_table", "rows", "reqs", "kv_lens", "slots", "alpha"),
@@ -20,7 +20,6 @@ _INTS = (
     *("num_rows", "num_heads", "kv_heads", "dim", "block", "window", "packed", "threads"),
     *("value_type", "cache_type"),
 )
-_WANTED = {"alpha": torch.float32, "sinks": torch.float32, "offsets": torch.int64}
 
 
 class Weights(ctypes.Structure):
@@ -124,8 +123,7 @@ def _check(
     """No assert: `python -O` would leave memory unguarded."""
     heads, dim = query.shape[1:]
     _, kv_heads, block, twice = kv_cache.shape
-    if dim % 16 or block % 16:  # as vLLM's CPU backend has them
-        raise ValueError(f"head_dim {dim} and block_size {block} must be multiples of 16")
+    check_sizes(dim, block)
     if twice != 2 * dim or heads % kv_heads or not kv_cache.is_contiguous():
         shapes = f"{[*query.shape]} and {[*kv_cache.shape]}"
         raise ValueError(f"query and contiguous kv_cache do not fit together: {shapes}")
@@ -135,13 +133,7 @@ def _check(
         raise ValueError(f"key must be {[entries, kv_heads, dim]} {kv_cache.dtype}")
     if not key.is_contiguous() or output.dtype != torch.float16 or not output.is_contiguous():
         raise ValueError("key must be contiguous, and output contiguous float16")
-    words = (entries, -(-heads // 32))
-    if tensors["heads"].shape != words or not tensors["heads"].is_contiguous():
-        raise ValueError(f"heads must be {[*words]} words, not {[*tensors['heads'].shape]}")
-    for name, t in tensors.items():
-        wanted = _WANTED.get(name, torch.int32)
-        if t.dtype != wanted or t.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous {wanted}, not {t.dtype} {t.stride()}")
+    check_lists(heads, tensors)
 
 
 @functools.cache

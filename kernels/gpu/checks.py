@@ -37,3 +37,10 @@ def check(
         raise ValueError("block_table must be int32 with contiguous lines")
     if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_contiguous()):
         raise ValueError("sinks must be one contiguous logit per head")
+
+
+def kind(option: float | torch.Tensor | None) -> str:
+    """How a scale, or the sinks, come to a kernel: "none", "value" or "tensor"."""
+    if option is None:
+        return "none"
+    return "tensor" if isinstance(option, torch.Tensor) else "value"

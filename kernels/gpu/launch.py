@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .checks import check
+from .checks import check, kind
 from .config import PAIR, Tile, choose_splits, choose_tile, reduce_constants, steer_constants
 from .reduce import reduce_kernel
 from .sides import FLOAT8, Sides, check_sides
@@ -113,10 +113,10 @@ class Layer:
         call = (
             (s_out, s_query, s_table, out.dtype, query.dtype),
             (out.data_ptr() % 16, query.data_ptr() % 16),
-            (_kind(k_scale), _kind(v_scale)),
+            (kind(k_scale), kind(v_scale)),
             key is not None
             and value is not None
-            and (s_key, s_value, key.data_ptr() % 16, value.data_ptr() % 16, _kind(k_own)),
+            and (s_key, s_value, key.data_ptr() % 16, value.data_ptr() % 16, kind(k_own)),
         )
         plan = self.plans.get(call)
         is_new = False
@@ -193,7 +193,7 @@ class Layer:
             (query.device, out.dtype, query.dtype, key_cache.dtype, value_cache.dtype),
             (query.shape[1:], key_cache.shape[1:], self.tile, self.window),
             (out.stride(), query.stride(), self.strides, block_table.stride()),
-            (self.soft_cap > 0, tuple([_kind(t) for t in (sinks, *scales)]), tuple(pointers)),
+            (self.soft_cap > 0, tuple([kind(t) for t in (sinks, *scales)]), tuple(pointers)),
             tuple([(t.dtype, t.is_contiguous()) for t in options]),
             sides and sides.signature(),
         )
@@ -267,8 +267,8 @@ def _make_plan(
             window=window,
             soft_cap=soft_cap,
             use_sinks=sinks is not None,
-            k_scale=_kind(k_scale),
-            v_scale=_kind(v_scale),
+            k_scale=kind(k_scale),
+            v_scale=kind(v_scale),
             e4m3_bits=e4m3_bits,
             rows=rows,
             float8=FLOAT8.get(key_cache.dtype, "") if rows > 1 else "",
@@ -277,12 +277,6 @@ def _make_plan(
     }
     reduce = reduce_constants(tile, head_dim=dim, window=window, rows=rows)
     return Plan(tile, constants, reduce, _num_sms(query.device), e4m3_bits, rows)
-
-
-def _kind(option: float | torch.Tensor | None) -> str:
-    if option is None:
-        return "none"
-    return "tensor" if isinstance(option, torch.Tensor) else "value"
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import kind
 from .config import choose_tile, next_power_of_2
 from .sides import FLOAT8
 from .steer import _amount, _as_cached, _steer, _widen
@@ -276,7 +277,7 @@ def attention_weights(
             window=window,
             soft_cap=soft_cap,
             use_sinks=sinks is not None,
-            k_scale=_kind(k_scale),
+            k_scale=kind(k_scale),
             e4m3_bits=e4m3_bits,
             float8=FLOAT8.get(key_cache.dtype, ""),
         ),
@@ -318,12 +319,6 @@ def weights_constants(
         "E4M3_BITS": e4m3_bits,
         "FLOAT8": float8,
     }
-
-
-def _kind(option: float | torch.Tensor | None) -> str:
-    if option is None:
-        return "none"
-    return "tensor" if isinstance(option, torch.Tensor) else "value"
 
 
 def _is_e4m3_bits(key_cache: torch.Tensor) -> bool:
