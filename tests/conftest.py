@@ -24,6 +24,7 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
+import support.garbage  # noqa: E402, F401  before vLLM
 from support.skips import (  # noqa: E402, F401  hooks
     pytest_make_collect_report,
     pytest_runtest_makereport,
@@ -37,14 +38,40 @@ SLOW = {
     *("parity", "pictures", "real_runs", "boxes", "settings"),
 }
 ENGINES = {"model", "engine", "generated", "url", "client", "guarded"}  # fixtures
+# The longest first, so that processes side by side end together.
+LONG = ("readme", "batch_ray", "serve_ray", "bench", "parity", "batch", "bad_rows")
+# They ask one server, which lives in one of the processes.
+ONE_SERVER = {"server", "server_refusals", "server_routes", "live_page"}
+
+
+def _name(file: str) -> str:
+    return Path(file).stem.removeprefix("test_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`quick`: no fixture of an engine, no file of SLOW."""
     for item in items:
-        slow = item.path.stem.removeprefix("test_") in SLOW
+        slow = _name(item.path.name) in SLOW
         if not slow and not ENGINES & set(getattr(item, "fixturenames", ())):
             item.add_marker("quick")
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(_name(item.path.name), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of `--dist loadfile`, for which files of ONE_SERVER are one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "one server" if _name(file) in ONE_SERVER else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

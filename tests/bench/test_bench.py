@@ -41,6 +41,7 @@ TINY = {
     "vision_hidden": 64,
 }
 REQUESTS, TOKENS = 3, 4
+SERVED = {"block_size": 32}  # so that prompts fill blocks, which the prefix cache holds
 
 
 # -- without an engine ----------------------------------------------------------------
@@ -301,28 +302,36 @@ def test_context_counts_the_bytes_of_the_row(settings: Settings, pool: Pool) -> 
 def test_serving(settings: Settings, pool: Pool) -> None:
     """A real server, both kinds of arrival."""
     systems = ("idle", "adaptive", "two-request")
-    fixed = ran("serve", settings, pool, systems=systems, concurrency=2)["turns"]
+    mine = replace(settings, engine=settings.engine | SERVED)
+    fixed = ran("serve", mine, pool, systems=systems, concurrency=2)["turns"]
     for (turn,) in fixed.values():
         assert len(turn["ttft"]) == REQUESTS
         assert len(turn["itl"]) == REQUESTS * (TOKENS - 1)
     assert set(fixed["adaptive"][0]["alphas"]) <= {0.5, 1.5}
     assert fixed["two-request"][0]["alphas"] == fixed["adaptive"][0]["alphas"]
-    ran("serve", settings, pool, systems=("idle", "adaptive"), rate=20.0)
+    ran("serve", mine, pool, systems=("idle", "adaptive"), rate=20.0)
 
 
 def test_no_system_finds_what_another_left_in_a_server(settings: Settings, pool: Pool) -> None:
     """They are asked the same: without empty caches the second would be answered from them."""
-    engine = settings.engine | {"block_size": 32}
-    ran("serve", settings, pool, systems=("idle", "scaling"), engine=engine)
+    mine = replace(settings, engine=settings.engine | SERVED)
+    ran("serve", mine, pool, systems=("idle",))
     url = pool._current.of(system("idle")).url
+    before = prefix_cache(url)
+    ran("serve", mine, pool, systems=("idle", "scaling"))
+    after = prefix_cache(url)
+    assert after["queries_total"] - before["queries_total"] > 2 * REQUESTS * 32
+    assert after["hits_total"] == before["hits_total"]
+
+
+def prefix_cache(url: str) -> dict[str, float]:
+    """Tokens that were looked for in a server's prefix cache, and found."""
     with urllib.request.urlopen(f"{url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    counts = {
+    return {
         name: sum(float(x.split()[-1]) for x in lines if x.startswith(f"vllm:prefix_cache_{name}"))
         for name in ("queries_total", "hits_total")
     }
-    assert counts["queries_total"] > 2 * REQUESTS * 32
-    assert counts["hits_total"] == 0
 
 
 def test_workers(settings: Settings, pool: Pool) -> None:
@@ -388,20 +397,17 @@ def test_a_model_is_made_again_the_same(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-RUNS = "qwen2.5-vl-7b"
-
-
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_named_shapes_can_be_steered(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their folders hold no weights, and vLLM makes the layers of each; one, so wide, runs too."""
+    """Their folders hold no weights, and vLLM makes the layers of each, which run for no test: so
+    wide, they take a minute."""
     from vllm.engine.arg_utils import EngineArgs
 
     from adaptvis_vllm.doctor import model as doctor_model
 
-    if name != RUNS:
-        monkeypatch.setattr(doctor_model, "differences", lambda engine_args: {})
+    monkeypatch.setattr(doctor_model, "differences", lambda engine_args: {})
     folder = write_shape(tmp_path / name, name)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 100_000
     args = EngineArgs(model=str(folder), dtype="bfloat16", load_format="dummy")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints.families import FAMILIES
 from checkpoints.images import make_image
+from support.commands import here
 from support.engine import inspect_models_here
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -116,12 +115,11 @@ def test_engine_options_count(model: Path) -> None:
     assert "kv_cache_dtype fp8" in text
 
 
-def test_the_command() -> None:
+def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/models.md has its output."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-P", "-m", "adaptvis_vllm.cli", "doctor"]
-    options = ("--model", "models/spatial-llava", "--max-model-len", "256")
-    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root)
+    monkeypatch.chdir(root)
+    done = here("doctor", "--model", "models/spatial-llava", "--max-model-len", "256")
     assert done.returncode == 0, done.stderr
     assert f"```\n{done.stdout}```\n" in (root / "docs" / "models.md").read_text(encoding="utf-8")
 

@@ -23,7 +23,7 @@ from support.parity import (
 
 @pytest.fixture(scope="module")
 def expected(model: Path, rows: Path) -> list[dict[str, Any]]:
-    return answer("reference", model, rows, "reference", "--logprobs", "5")
+    return answer("reference", model, rows, "reference", "--logprobs", "20")
 
 
 def test_cases_are_worth_it(expected: list[dict[str, Any]], rows: Path) -> None:
@@ -59,16 +59,16 @@ def test_v1_float32(model: Path, rows: Path, expected: list[dict[str, Any]]) -> 
 
 def test_v2_float32(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
     options = (*OPTIONS, "--dtype", "float32", "--runner", "v2")
-    assert_parity(answer("generate", model, rows, "v2", *options), expected)
+    assert_parity(answer("generate", model, rows, "v2", *options, by=run), expected)
 
 
 def test_tensor_parallel_2(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
     """Same tokens, same alphas as one rank, whose answers are the reference's."""
     options = (*OPTIONS, "--dtype", "float32", "--tensor-parallel-size", "2")
-    assert_parity(answer("generate", model, rows, "tp2", *options), expected)
+    assert_parity(answer("generate", model, rows, "tp2", *options, by=run), expected)
 
 
-def test_v1_bfloat16(model: Path, rows: Path) -> None:
+def test_v1_bfloat16(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
     """On the CPU's bfloat16 layout steering adds no error of its own.
 
     Distances are between first-token log-probabilities. Smoothed rows (alpha <= 1) are as
@@ -76,12 +76,11 @@ def test_v1_bfloat16(model: Path, rows: Path) -> None:
     errors, in transformers too, so all steered rows are held to the float32 reference: ours
     are no further from it than those of transformers in bfloat16.
     """
-    exact = answer("reference", model, rows, "reference32", "--logprobs", "20")
     half = ("--dtype", "bfloat16", "--logprobs", "20")
     theirs = answer("reference", model, rows, "reference16", *half)
     ours = answer("generate", model, rows, "v1-16", *OPTIONS, *half)
     plain, smoothed, our_error, their_error = [], [], [], []
-    for row, other, truth in zip(ours, theirs, exact, strict=True):
+    for row, other, truth in zip(ours, theirs, expected, strict=True):
         alpha = truth["adaptvis"]["alpha"]
         if not row["adaptvis"]["alpha"] == other["adaptvis"]["alpha"] == alpha:
             continue  # beside the threshold, rounding may choose the other alpha

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from support.commands import here
 
 from adaptvis_vllm import Off
 from adaptvis_vllm.steering.preset import read_preset
@@ -23,11 +23,11 @@ LIMIT = os.environ.get("ADAPTVIS_TEST_CALIBRATION", "100")
 
 
 def calibrate(model: Path, out: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "adaptvis_vllm.cli", "calibrate", "--dtype", "float32"]
+    command = ["calibrate", "--dtype", "float32"]
     command += ["--data", str(ROOT / "data/spatial"), "--model", str(model), "--max-tokens", "4"]
     command += ["--test", "shifted", "--limit", LIMIT, "--enforce-eager", "-o", str(out)]
     command += ["--kv-cache-memory-bytes", "256M", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = here(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     print(done.stdout)
     return json.loads((out / "calibration.json").read_text())

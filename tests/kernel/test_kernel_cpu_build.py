@@ -23,7 +23,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "adaptvis_vllm"
 
 
-def test_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that is compiled in no time, in the kernel's place."""
+    file = tmp_path / "small.cpp"
+    file.write_text('extern "C" void adaptvis_steer_rows(void*) {}')
+    monkeypatch.setattr(cpu, "SOURCES", (file,))
+    return file
+
+
+def test_compiled_once(cache: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = cpu._compiled()
     assert list(cache.iterdir()) == [library]
     made = library.stat().st_mtime_ns
@@ -34,8 +43,14 @@ def test_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
-def test_processes_that_compile_at_the_same_time(cache: Path) -> None:
-    code = "from adaptvis_vllm.kernels.cpu import build; assert build.problem() is None"
+def test_processes_that_compile_at_the_same_time(cache: Path, source: Path) -> None:
+    code = f"""
+from pathlib import Path
+from adaptvis_vllm.kernels.cpu import build
+
+build.SOURCES = (Path({str(source)!r}),)
+assert build.problem() is None
+"""
     workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert len(list(cache.iterdir())) == 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from checkpoints.images import make_image
 from checkpoints.text import make_text
 from PIL import Image
 from support.browser import Tab, needs_chromium
+from support.commands import here
 from support.engine import generate, prompt, sampling
 from support.http_server import ENGINE, QUESTION
-from support.waiting import HANG_S
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, cli
 from adaptvis_vllm.maps.maps import Maps
@@ -38,12 +36,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(model: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the command was run."""
     folder = tmp_path_factory.mktemp("look")
-    command = [
-        *(sys.executable, "-P", "-m", "adaptvis_vllm.cli", "look", str(file), QUESTION),
-        *("--model", str(model), "--alpha", "3", "--max-tokens", "8", *ENGINE),
+    command = (
+        *("look", file, QUESTION, "--model", model, "--alpha", "3", "--max-tokens", "8", *ENGINE),
         *("--png", "over.png", "--show", "difference", "--layer", "2", "--head", "1"),
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_S)
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        done = here(*command)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.endswith("look.html\nover.png\n")
     return folder

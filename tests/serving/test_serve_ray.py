@@ -41,8 +41,6 @@ from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.serving.cluster.routing import picture_key
 
 CLIENTS = 6
-# On a CPU vLLM puts even a single rank in a process of its own, unless this is 0.
-ENVIRONMENT = environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 STEERING = AdaptVis(preset="controlled_a")
 
 
@@ -60,7 +58,7 @@ class Service:
         command = serve_command(model, port, *chosen, *more)
         with log.open("w") as out:
             self.process = psutil.Popen(
-                command, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
+                command, env=environment(), stdout=out, stderr=subprocess.STDOUT, cwd=log.parent
             )
         ready = f"ready: {replicas} replicas"
         try:

@@ -44,7 +44,7 @@ class Slow:
         return {}
 
     def answer(self, prepared: Any, output: Any) -> Answer:
-        return Answer({"id": prepared["id"], "text": "answer", "error": None}, 1)
+        return Answer({"id": prepared["id"], "text": f"answer {prepared['id']}", "error": None}, 1)
 
     def refuse(self, value: Any, error: Exception) -> Answer:
         return Answer({"id": value["id"], "text": None, "error": str(error)}, error=str(error))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 from checkpoints.images import make_image
 
 from adaptvis_vllm import SteeringParams
+from support.garbage import freeze
 
 BLOCK = 32
-atexit.register(gc.unfreeze)  # `make_llm` freezes; nanobind would report what stays so as leaks
 
 
 def make_llm(model: Path, **options: Any) -> Any:
@@ -32,8 +30,7 @@ def make_llm(model: Path, **options: Any) -> Any:
         "max_logprobs": 20,
         "enable_prefix_caching": True,
     }
-    # vLLM collects garbage several times as it starts: not among all that the tests imported.
-    gc.freeze()
+    freeze()
     return LLM(str(model), **(defaults | options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from adaptvis_vllm.maps.maps import Maps
 from support.cases import read_rows
+from support.commands import here
 from support.engine import flat
 from support.maps_parity import assert_maps
 
@@ -22,11 +24,19 @@ OPTIONS = (
 )
 
 
-def answer(command: str, model: Path, rows: Path, name: str, *options: str) -> list[dict[str, Any]]:
-    """Rows written by `adaptvis COMMAND`, run as a user runs it; as `maps` of a row its maps."""
+def answer(
+    command: str,
+    model: Path,
+    rows: Path,
+    name: str,
+    *options: str,
+    by: Callable[..., Any] = here,
+) -> list[dict[str, Any]]:
+    """Rows written by `adaptvis COMMAND`; as `maps` of a row its maps. by: `here`, or `run` for
+    what needs a process of its own."""
     out, maps = rows.with_name(f"{name}.jsonl"), rows.with_name(f"{name}-maps")
     files = ("--input", rows, "--output", out, "--maps", maps)
-    done = run(command, "--model", model, *files, *options)
+    done = by(command, "--model", model, *files, *options)
     assert done.returncode == 0, done.stderr[-4000:]
     return read_answers(out, maps)
 
@@ -41,6 +51,7 @@ def read_answers(out: Path, maps: Path) -> list[dict[str, Any]]:
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    """`adaptvis ARGUMENTS`, as a user runs it."""
     command = [sys.executable, "-P", "-m", "adaptvis_vllm.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
