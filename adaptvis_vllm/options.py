@@ -1,6 +1,6 @@
 """Options that several commands share: vLLM's engine options, and steering.
 
-Imports `engine.compilation` and `steering`; no command.
+Imports `engine.compilation`, `engine.garbage` and `steering`; no command.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
+from adaptvis_vllm.engine.garbage import importing
 from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, MAX_MAP_BYTES, OPTION, steered_config
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, ROWS, RULES, SPANS
 from adaptvis_vllm.steering.preset import expand
@@ -76,7 +77,8 @@ def engine_parser(prog: str, description: str) -> Any:
     """A parser for a command with an in-process engine; it takes `--config` files as vLLM's."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with importing():
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     return FlexibleArgumentParser(
         prog=prog, description=f"{description} All engine options of vLLM are accepted."
@@ -85,7 +87,8 @@ def engine_parser(prog: str, description: str) -> Any:
 
 def engine_options(parser: Any) -> None:
     """Add all of vLLM's engine options; --model and `compilation.SWITCHES` have no default."""
-    from vllm.engine.arg_utils import EngineArgs
+    with importing():
+        from vllm.engine.arg_utils import EngineArgs
 
     EngineArgs.add_cli_args(parser)
     parser.set_defaults(model=None, **dict.fromkeys(SWITCHES))
@@ -100,8 +103,9 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     if args.model is None:
         raise ValueError("--model is needed")
     settled = settle(vars(args))
-    from vllm import LLM
-    from vllm.engine.arg_utils import EngineArgs
+    with importing():
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
 
     values = {
         **settled,

@@ -390,6 +390,16 @@ def test_kernel_script_counts_without_a_gpu(
     assert float(long[2]) == pytest.approx(256 * float(short[2]), rel=0.02)
 
 
+def test_matrices_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--rows", "8", "10", "--repeats", "1")
+    script("matrices.py", *options, patch=monkeypatch)
+    _, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (first[0], first[2]) == ("8", "1.000")
+    assert (second[0], second[3]) == ("10", "1.2500")
+
+
 def test_a_model_is_made_again_the_same(tmp_path: Path) -> None:
     for name in "ab":
         make_model(tmp_path / name, Shape(**TINY))

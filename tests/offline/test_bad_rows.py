@@ -104,7 +104,7 @@ def test_generate(
     check(read(out), file[1], expected)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [2])
+@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [1])
 def test_batch(
     workers: int,
     model: Path,

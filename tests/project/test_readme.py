@@ -292,7 +292,7 @@ def test_the_python_program(folder: Path, with_model: Any) -> None:
 DATASET = """
 import ray
 
-ray.init(num_cpus=8, include_dashboard=False, logging_level="ERROR")
+ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR")
 rows = [{"id": n, "image": f"{n}.png", "question": "Where?", "label": n % 3} for n in range(8)]
 dataset = ray.data.from_items(rows)
 """

@@ -267,17 +267,9 @@ def test_it_still_answers(url: str, client: openai.OpenAI, generated: Any) -> No
     assert text(chat(client, 2, None)) == generated["default", 2]["text"]
 
 
-@pytest.mark.parametrize(
-    ("defaults", "message"),
-    [
-        ({"alpha": -1}, r"additional_config\['adaptvis'\]: alpha must be"),
-        ({"alpha": 2, "layers": "0-99"}, r"layers is '0-99', but the model has layers 0-3"),
-    ],
-)
-def test_bad_defaults_stop_the_server(
-    model: Path, tmp_path: Path, defaults: dict[str, Any], message: str
-) -> None:
+def test_bad_defaults_stop_the_server(model: Path, tmp_path: Path) -> None:
     """vLLM's own command, with a sentence that names the field."""
+    defaults = {"alpha": 2, "layers": "0-99"}
     command = [
         *(sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(free_port()), *ENGINE),
@@ -287,4 +279,4 @@ def test_bad_defaults_stop_the_server(
         command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode != 0
-    assert re.search(message, done.stderr), done.stderr[-3000:]
+    assert "layers is '0-99', but the model has layers 0-3" in done.stderr, done.stderr[-3000:]

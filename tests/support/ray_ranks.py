@@ -1,4 +1,4 @@
-"""Answers of engines whose ranks are Ray actors: `ray_ranks.py MODEL OUT`."""
+"""Answers of an engine whose two ranks are Ray actors: `ray_ranks.py MODEL OUT`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def pid(_: Any) -> int:
 if __name__ == "__main__":
     params = sampling(AdaptVis(preset="controlled_a"), max_tokens=TOKENS, ignore_eos=True)
     prompts = [prompt(picture, QUESTION) for picture in PICTURES]
-    results: dict[str, Any] = {"pids": []}
-    with connected(None, cpus=3, object_store=2**27):
-        for ranks in (1, 2):
-            llm = make_llm(
-                Path(sys.argv[1]), tensor_parallel_size=ranks, distributed_executor_backend="ray"
-            )
-            outputs = generate(llm, prompts, [params] * len(prompts))
-            results["pids"] += llm.collective_rpc(pid)
-            results[str(ranks)] = [[list(o.outputs[0].token_ids), o.adaptvis] for o in outputs]
-            close(llm)
+    with connected(None, cpus=2, object_store=2**27):
+        llm = make_llm(
+            Path(sys.argv[1]), tensor_parallel_size=2, distributed_executor_backend="ray"
+        )
+        outputs = generate(llm, prompts, [params] * len(prompts))
+        results = {
+            "pids": llm.collective_rpc(pid),
+            "answers": [[list(o.outputs[0].token_ids), o.adaptvis] for o in outputs],
+        }
+        close(llm)
     Path(sys.argv[2]).write_text(json.dumps(results))
