@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
-from adaptvis_vllm.engine.garbage import importing
+from adaptvis_vllm.engine.garbage import end_with_process, importing
 from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, MAX_MAP_BYTES, OPTION, steered_config
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, ROWS, RULES, SPANS
 from adaptvis_vllm.steering.preset import expand
@@ -95,7 +95,8 @@ def engine_options(parser: Any) -> None:
 
 
 def make_llm(args: Namespace, **overrides: Any) -> Any:
-    """The `LLM` that the engine options describe; overrides replace some of them.
+    """The `LLM` that the engine options describe; overrides replace some of them. The process
+    should end when it does (`engine.garbage.end_with_process`).
 
     On a CPU it is eager, and its KV cache takes a quarter of the free memory, unless an option
     says otherwise. ValueError if there is no model.
@@ -112,6 +113,7 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
         "kv_cache_memory_bytes": cache_bytes(args.kv_cache_memory_bytes),
         **overrides,
     }
+    end_with_process()
     return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
 
 

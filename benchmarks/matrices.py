@@ -2,8 +2,8 @@
 
     python benchmarks/matrices.py --rows 4096 4098 4108
 
-The products are vLLM's (`vllm._custom_ops.onednn_mm`), of the layer that `adaptvis bench` makes: 768
-wide, 2,048 inside, float32. Row counts take turns; the least of the repeats of each product counts.
+The products are vLLM's (`vllm._custom_ops.onednn_mm`), of the layer that `adaptvis bench` makes:
+768 wide, 2,048 inside, float32. Row counts take turns; of each product the least time counts.
 """
 
 from __future__ import annotations
