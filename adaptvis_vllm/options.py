@@ -1,6 +1,6 @@
 """Options that several commands share: vLLM's engine options, and steering.
 
-Imports `engine.compilation`, `engine.garbage` and `steering`; no command.
+Imports `engine.compilation` and `steering`; no command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import SWITCHES, settle
-from adaptvis_vllm.engine.garbage import end_with_process, importing
 from adaptvis_vllm.steering.defaults import MAX_CANDIDATES, MAX_MAP_BYTES, OPTION, steered_config
 from adaptvis_vllm.steering.fields import CONFIDENCES, MODES, PRESETS, ROWS, RULES, SPANS
 from adaptvis_vllm.steering.preset import expand
@@ -77,8 +76,7 @@ def engine_parser(prog: str, description: str) -> Any:
     """A parser for a command with an in-process engine; it takes `--config` files as vLLM's."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with importing():
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     return FlexibleArgumentParser(
         prog=prog, description=f"{description} All engine options of vLLM are accepted."
@@ -87,16 +85,14 @@ def engine_parser(prog: str, description: str) -> Any:
 
 def engine_options(parser: Any) -> None:
     """Add all of vLLM's engine options; --model and `compilation.SWITCHES` have no default."""
-    with importing():
-        from vllm.engine.arg_utils import EngineArgs
+    from vllm.engine.arg_utils import EngineArgs
 
     EngineArgs.add_cli_args(parser)
     parser.set_defaults(model=None, **dict.fromkeys(SWITCHES))
 
 
 def make_llm(args: Namespace, **overrides: Any) -> Any:
-    """The `LLM` that the engine options describe; overrides replace some of them. The process
-    should end when it does (`engine.garbage.end_with_process`).
+    """The `LLM` that the engine options describe; overrides replace some of them.
 
     On a CPU it is eager, and its KV cache takes a quarter of the free memory, unless an option
     says otherwise. ValueError if there is no model.
@@ -104,16 +100,14 @@ def make_llm(args: Namespace, **overrides: Any) -> Any:
     if args.model is None:
         raise ValueError("--model is needed")
     settled = settle(vars(args))
-    with importing():
-        from vllm import LLM
-        from vllm.engine.arg_utils import EngineArgs
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
 
     values = {
         **settled,
         "kv_cache_memory_bytes": cache_bytes(args.kv_cache_memory_bytes),
         **overrides,
     }
-    end_with_process()
     return LLM.from_engine_args(EngineArgs.from_cli_args(Namespace(**values)))
 
 

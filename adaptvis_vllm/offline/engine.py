@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from adaptvis_vllm.engine.compilation import settle
-from adaptvis_vllm.engine.garbage import importing
 from adaptvis_vllm.offline.format import Format, given_up
 from adaptvis_vllm.offline.stream import Answer, Doomed, EngineFailed
 from adaptvis_vllm.options import cache_bytes
@@ -35,8 +34,7 @@ class VllmEngine:
 
     def _build(self) -> None:
         options = settle(self.options)
-        with importing():
-            from vllm import LLM
+        from vllm import LLM
 
         size = cache_bytes(options.get("kv_cache_memory_bytes"), self.share)
         self.llm: Any = LLM(**(options | {"kv_cache_memory_bytes": size}))
