@@ -13,7 +13,7 @@ _times = 0
 
 
 def freeze() -> None:
-    """Before an engine starts. The first two bring nearly all imports with them."""
+    """Before an engine starts. The first three bring nearly all imports with them."""
     global _times
     if _times < 3:
         _times += 1
