@@ -598,8 +598,7 @@ def test_killed_while_errors_are_retried(tmp_path: Path) -> None:
         assert complete or summary["this_attempt"]["rows"] <= batch_kills.BAD - rows
         answers = read(folder / "out.jsonl")
         assert [row["id"] for row in answers] == list(range(batch_kills.ROWS))
-        texts = [f"answer {number}" for number in range(batch_kills.ROWS)]
-        assert [row["text"] for row in answers] == texts
+        assert texts(answers) == [f"answer {number}" for number in range(batch_kills.ROWS)]
     print("rows finished at the kills:", moments)
 
 

@@ -41,7 +41,6 @@ TINY = {
     "vision_hidden": 64,
 }
 REQUESTS, TOKENS = 3, 4
-SERVED = {"block_size": 32}  # so that prompts fill blocks, which the prefix cache holds
 
 
 # -- without an engine ----------------------------------------------------------------
@@ -299,26 +298,30 @@ def test_context_counts_the_bytes_of_the_row(settings: Settings, pool: Pool) -> 
     assert all(row["steer_us"] > 0 and row["read_us"] > 0 for row in rows)
 
 
-def test_serving(settings: Settings, pool: Pool) -> None:
+@pytest.fixture(scope="module")
+def served(settings: Settings) -> Settings:
+    """Of the one server that tests ask; prompts fill blocks, which its prefix cache holds."""
+    return replace(settings, engine=settings.engine | {"block_size": 32})
+
+
+def test_serving(served: Settings, pool: Pool) -> None:
     """A real server, both kinds of arrival."""
     systems = ("idle", "adaptive", "two-request")
-    mine = replace(settings, engine=settings.engine | SERVED)
-    fixed = ran("serve", mine, pool, systems=systems, concurrency=2)["turns"]
+    fixed = ran("serve", served, pool, systems=systems, concurrency=2)["turns"]
     for (turn,) in fixed.values():
         assert len(turn["ttft"]) == REQUESTS
         assert len(turn["itl"]) == REQUESTS * (TOKENS - 1)
     assert set(fixed["adaptive"][0]["alphas"]) <= {0.5, 1.5}
     assert fixed["two-request"][0]["alphas"] == fixed["adaptive"][0]["alphas"]
-    ran("serve", mine, pool, systems=("idle", "adaptive"), rate=20.0)
+    ran("serve", served, pool, systems=("idle", "adaptive"), rate=20.0)
 
 
-def test_no_system_finds_what_another_left_in_a_server(settings: Settings, pool: Pool) -> None:
+def test_no_system_finds_what_another_left_in_a_server(served: Settings, pool: Pool) -> None:
     """They are asked the same: without empty caches the second would be answered from them."""
-    mine = replace(settings, engine=settings.engine | SERVED)
-    ran("serve", mine, pool, systems=("idle",))
+    ran("serve", served, pool, systems=("idle",))
     url = pool._current.of(system("idle")).url
     before = prefix_cache(url)
-    ran("serve", mine, pool, systems=("idle", "scaling"))
+    ran("serve", served, pool, systems=("idle", "scaling"))
     after = prefix_cache(url)
     assert after["queries_total"] - before["queries_total"] > 2 * REQUESTS * 32
     assert after["hits_total"] == before["hits_total"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -16,16 +16,7 @@ from adaptvis_vllm import cli
 from support.garbage import freeze
 
 
-@dataclass
-class Done:
-    """As `subprocess.run` returns it."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def here(*arguments: Any) -> Done:
+def here(*arguments: Any) -> CompletedProcess[str]:
     """`adaptvis ARGUMENTS`; its engine is given back."""
     from vllm.v1.engine.core_client import InprocClient
 
@@ -36,6 +27,7 @@ def here(*arguments: Any) -> Done:
         made.append(self)
         start(self, *args, **more)
 
+    words = list(map(str, arguments))
     freeze()
     out, errors = io.StringIO(), io.StringIO()
     with (
@@ -45,8 +37,8 @@ def here(*arguments: Any) -> Done:
     ):
         patch.setattr(InprocClient, "__init__", noted)
         try:
-            status = cli.main(list(map(str, arguments)))
+            status = cli.main(words)
         finally:
             for client in made:
                 client.shutdown()
-    return Done(status, out.getvalue(), errors.getvalue())
+    return CompletedProcess(words, status, out.getvalue(), errors.getvalue())

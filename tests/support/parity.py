@@ -30,7 +30,7 @@ def answer(
     rows: Path,
     name: str,
     *options: str,
-    by: Callable[..., Any] = here,
+    by: Callable[..., subprocess.CompletedProcess[str]] = here,
 ) -> list[dict[str, Any]]:
     """Rows written by `adaptvis COMMAND`; as `maps` of a row its maps. by: `here`, or `run` for
     what needs a process of its own."""

@@ -77,8 +77,8 @@ def shell() -> dict[str, str]:
     """The environment of a user's shell in which .venv is active: nothing that tests set."""
     kept = ("HOME", "LANG", "LC_ALL", "LOGNAME", "TMPDIR", "USER", "XDG_CACHE_HOME")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # There is no hub here, nothing is to be told to anybody, and other tests run beside.
-    here = {"PATH": path, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    # There is no hub here, and nothing is to be told to anybody.
+    here = {"PATH": path, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     return {name: os.environ[name] for name in kept if name in os.environ} | here
 
 
