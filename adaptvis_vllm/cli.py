@@ -1,4 +1,7 @@
-"""The command `adaptvis`."""
+"""The command `adaptvis`.
+
+Imported by its process and by those that it spawns, before anything else.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from adaptvis_vllm import _torchvision
+from adaptvis_vllm import _garbage, _torchvision
+
+_garbage.ours()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

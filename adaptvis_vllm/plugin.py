@@ -219,7 +219,7 @@ def register() -> None:
     global _installed
     if _installed:
         return
-    from adaptvis_vllm import _torchvision
+    from adaptvis_vllm import _garbage, _torchvision
 
     _torchvision.ensure()
     import vllm
@@ -240,6 +240,7 @@ def register() -> None:
     # A `Maps` on finished outputs of requests that asked for maps and have an image.
     RequestOutput.adaptvis_maps = None  # type: ignore[attr-defined]
     _installed = True
+    _garbage.imported()
 
 
 def resolve(hook: Hook) -> tuple[Any, str, Callable[..., Any]]:

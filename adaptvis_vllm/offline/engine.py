@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from adaptvis_vllm._garbage import importing
 from adaptvis_vllm.engine.compilation import settle
 from adaptvis_vllm.offline.format import Format, given_up
 from adaptvis_vllm.offline.stream import Answer, Doomed, EngineFailed
@@ -34,7 +35,8 @@ class VllmEngine:
 
     def _build(self) -> None:
         options = settle(self.options)
-        from vllm import LLM
+        with importing():
+            from vllm import LLM
 
         size = cache_bytes(options.get("kv_cache_memory_bytes"), self.share)
         self.llm: Any = LLM(**(options | {"kv_cache_memory_bytes": size}))
