@@ -41,7 +41,9 @@ ENGINES = {"model", "engine", "generated", "url", "client", "guarded"}  # fixtur
 # The longest first, so that processes side by side end together.
 LONG = ("readme", "batch_ray", "serve_ray", "bench", "parity", "batch", "bad_rows")
 # They ask one server, which lives in one of the processes.
-ONE_SERVER = {"server", "server_refusals", "server_routes", "live_page"}
+ONE_SERVER = {
+    *("server", "server_bad_requests", "server_refusals", "server_routes", "live_page"),
+}
 
 
 def _name(file: str) -> str:

@@ -16,11 +16,23 @@ from typing import Any
 
 import psutil
 import pytest
-from support.batch_cases import ENGINE, finished, good_row, read, run, start, write_questions
+from support.batch_cases import (
+    ENGINE,
+    FULL,
+    finished,
+    good_row,
+    read,
+    run,
+    start,
+    write_questions,
+)
+from support.commands import here
 from support.waiting import HANG_S, until
 
 ROWS = int(os.environ.get("ADAPTVIS_TEST_ROWS", "300"))
-KILLS = 5 if ROWS >= 1000 else 1
+KILLS = 5 if FULL else 1  # of the driver
+WORKERS = 2 if FULL else 1  # of a driver that is killed
+DEATHS = (0.2, 0.5) if FULL else (0.3,)  # of engines, after these shares of the rows
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,7 @@ def folder(questions: Path) -> Path:
 def expected(model: Path, questions: Path) -> list[dict[str, Any]]:
     """What `adaptvis generate` answers."""
     out = questions.with_name("generated.jsonl")
-    run("generate", "--model", model, "--input", questions, "--output", out, *ENGINE)
+    run("generate", "--model", model, "--input", questions, "--output", out, *ENGINE, by=here)
     return read(out)
 
 
@@ -69,13 +81,13 @@ def engines(job: psutil.Popen) -> list[psutil.Process]:
 def test_workers_killed(
     model: Path, questions: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    """An engine's process dies twice midway."""
+    """An engine's process dies midway."""
     out, log = tmp_path / "out.jsonl", tmp_path / "log"
     files = ("batch", questions, "-o", out, "--workers", 2, "--model", model)
     job = start(log, *files, *ENGINE)
     killed = []
     try:
-        for share in (0.2, 0.5):
+        for share in DEATHS:
             await_rows(out, job, int(share * ROWS))
             alive = engines(job)
             assert alive, log.read_text()[-4000:]
@@ -86,7 +98,7 @@ def test_workers_killed(
         if job.poll() is None:
             job.terminate()
             job.wait(HANG_S)
-    assert len(set(killed)) == 2
+    assert len(set(killed)) == len(DEATHS)
     same(read(out), expected)
     summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
     assert (summary["rows"], summary["errors"], summary["attempts"]) == (ROWS, 0, 1)
@@ -97,7 +109,7 @@ def test_driver_killed(
 ) -> None:
     """SIGKILL at random moments; --resume finishes and repeats no finished row."""
     out, log = tmp_path / "out.jsonl", tmp_path / "log"
-    files = ("batch", questions, "-o", out, "--resume", "--workers", 2, "--model", model)
+    files = ("batch", questions, "-o", out, "--resume", "--workers", WORKERS, "--model", model)
     for kill in range(KILLS):
         job = start(log, *files, *ENGINE)
         now = finished(out)
@@ -157,7 +169,7 @@ def test_dataset(model: Path, folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory(tmp_path: Path, workers: int) -> None:
     """The driver's memory does not grow with the rows. 200,000 at full size."""
-    rows = 200_000 if ROWS >= 1000 else 40_000
+    rows = 200_000 if FULL else 40_000
     script = Path(__file__).parents[1] / "support" / "batch_memory.py"
     done = subprocess.run(
         [sys.executable, "-P", str(script), str(rows), str(workers), str(tmp_path)],

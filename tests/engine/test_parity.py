@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from checkpoints.llava import make_llava
 from support.cases import make_rows, read_rows, write_rows
+from support.commands import apart, here
 from support.maps_parity import moved
 from support.parity import (
     OPTIONS,
     answer,
     assert_parity,
     difference,
-    run,
 )
 
 
@@ -59,13 +59,13 @@ def test_v1_float32(model: Path, rows: Path, expected: list[dict[str, Any]]) -> 
 
 def test_v2_float32(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
     options = (*OPTIONS, "--dtype", "float32", "--runner", "v2")
-    assert_parity(answer("generate", model, rows, "v2", *options, by=run), expected)
+    assert_parity(answer("generate", model, rows, "v2", *options, by=apart), expected)
 
 
 def test_tensor_parallel_2(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
     """Same tokens, same alphas as one rank, whose answers are the reference's."""
     options = (*OPTIONS, "--dtype", "float32", "--tensor-parallel-size", "2")
-    assert_parity(answer("generate", model, rows, "tp2", *options, by=run), expected)
+    assert_parity(answer("generate", model, rows, "tp2", *options, by=apart), expected)
 
 
 def test_v1_bfloat16(model: Path, rows: Path, expected: list[dict[str, Any]]) -> None:
@@ -148,7 +148,7 @@ def test_bad_rows_are_error_rows(model: Path, rows: Path, tmp_path: Path) -> Non
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n".join(unreadable))
     out = tmp_path / "out.jsonl"
     files = ("--model", model, "--input", path, "--output", out)
-    done = run("generate", *files, *OPTIONS, "--dtype", "float32")
+    done = here("generate", *files, *OPTIONS, "--dtype", "float32")
     assert done.returncode == 3, done.stderr[-4000:]
     written = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert len(written) == len(lines) + len(unreadable)

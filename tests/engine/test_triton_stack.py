@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.batch_cases import FULL
 from support.engine import BLOCK, prompt
 from support.maps_parity import assert_maps, from_text
 from support.parity import difference, same_report
@@ -27,7 +28,7 @@ def run(script: str, *arguments: Any) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("scheduling", ["sync", "async"])
+@pytest.mark.parametrize("scheduling", ["sync", "async"] if FULL else ["async"])
 def test_same_tokens_as_the_reference(model: Path, tmp_path: Path, scheduling: str) -> None:
     """A mixed batch, then each request on the blocks that the batch left in the cache.
 

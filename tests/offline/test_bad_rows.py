@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,14 @@ from typing import Any
 import pytest
 from checkpoints.images import make_image
 from support.batch_cases import ENGINE, FULL, IMAGES, good_row, make_images, mixed, read, run
+from support.commands import apart, here
 from support.engine import close, generate, make_llm, prompt, sampling, tokens
-from support.http_server import QUESTION, data_uri, messages, post, running
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from adaptvis_vllm import AdaptVis, ScalingVis, cli
 from adaptvis_vllm.engine.bounds import check_completed, max_tokens_max
+from adaptvis_vllm.files.lines import read_lines
 from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.steering.words import BadParameter
 
@@ -83,38 +83,8 @@ def check(rows: list[dict[str, Any]], reasons: dict[int, str], expected: dict[in
 def test_in_process(
     engine: Any, folder: Path, file: tuple[Path, dict[int, str]], expected: dict[int, Any]
 ) -> None:
-    from adaptvis_vllm.files.lines import read_lines
-
     engine.llm_engine.reset_mm_cache()
     check(list(RowRunner(engine, folder).run(read_lines(file[0]))), file[1], expected)
-
-
-@pytest.mark.parametrize("processes", [1, 2] if FULL else [2])
-def test_generate(
-    processes: int,
-    model: Path,
-    file: tuple[Path, dict[int, str]],
-    expected: dict[int, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(processes - 1))
-    out = tmp_path / "out.jsonl"
-    run("generate", "--model", model, "--input", file[0], "--output", out, *ENGINE, code=3)
-    check(read(out), file[1], expected)
-
-
-@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [1])
-def test_batch(
-    workers: int,
-    model: Path,
-    file: tuple[Path, dict[int, str]],
-    expected: dict[int, Any],
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "out.jsonl"
-    run("batch", file[0], "-o", out, "--workers", workers, "--model", model, *ENGINE, code=3)
-    check(read(out), file[1], expected)
 
 
 def test_given_up_is_no_answer(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,75 +179,6 @@ def test_eval(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(told) == count
     assert all(any(reason in one for one in told) for reason in reasons)
     print(f"{ROWS - count} right answers, {count} rows left out")
-
-
-# ---- a server -------------------------------------------------------------------------
-
-
-def refused_bodies(number: int) -> list[dict[str, Any]]:
-    """What a chat request about a picture is refused for, before and after it is rendered."""
-
-    def pictures(*urls: str, text: str = QUESTION) -> dict[str, Any]:
-        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
-
-    uri = data_uri(number)
-    return [
-        pictures("data:image/png;base64,AAAA"),
-        pictures(uri, uri[:200]),
-        pictures(uri, "http://127.0.0.1:9/x.png"),
-        pictures(uri, uri, uri, uri),
-        pictures(uri, text="word " * 600),
-        pictures(uri, text="word " * 123),
-        {"vllm_xargs": {"adaptvis_alpha": -1}},
-        {"vllm_xargs": {"adaptvis_alpha": 2.0, "adaptvis_layers": "9"}},
-        {"vllm_xargs": {"adaptvis_alfa": 2.0}},
-        {"adaptvis_alpha": 2.0},
-        {"max_tokens": 0},
-        {"max_tokens": 600},
-        {"min_tokens": 9},
-        {"top_k": 2**70, "temperature": 1},
-        {"seed": 2**64},
-        {"seed": 2**63 - 1, "n": 2, "temperature": 1},
-        {"stop_token_ids": [10**6]},
-        {"logit_bias": {"1000000": 1}},
-        {"allowed_token_ids": []},
-        {"logprobs": True, "top_logprobs": 21},
-        {"bad_words": [f"word {word}" for word in range(200)]},
-        {"stop": ["\ud800"]},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 1}}},
-        {"temperature": 3},
-        {"model": "another"},
-        {"cache_salt": ""},
-    ]
-
-
-def test_server(right: list[Any], model: Path, tmp_path: Path) -> None:
-    """All at once, good requests about the same pictures among bad ones: no 5xx."""
-    kinds = len(refused_bodies(0))
-    count = ROWS // 10 if FULL else kinds
-    requests: list[tuple[bool, int, dict[str, Any]]] = [(True, n % 20, {}) for n in range(ROWS)]
-    for kind in range(count):
-        picture = requests[3 * kind][1]
-        requests[3 * kind] = (False, picture, refused_bodies(picture)[kind % kinds])
-
-    def ask(request: tuple[bool, int, dict[str, Any]]) -> Any:
-        good, number, body = request
-        steering = STEERINGS[number % 3]
-        base = {"model": "tiny", "max_tokens": 8, "temperature": 0, "messages": messages(number)}
-        base |= {"vllm_xargs": steering.extra_args()} if steering and good else {}
-        return post(url, "/v1/chat/completions", {**base, "return_token_ids": True, **body})
-
-    options = ("--limit-mm-per-prompt", '{"image": 3}')
-    with running(tmp_path, model, *options) as url, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, requests))
-    for (good, number, body), answer in zip(requests, answers, strict=True):
-        assert answer.status_code < 500, (body, answer.text)
-        assert (answer.status_code == 200) is good, (body, answer.text)
-        if good:
-            choice = answer.json()["choices"][0]
-            assert choice["token_ids"] == tokens(right[number])[0]
-    print(f"{ROWS - count} right answers, {count} refused with 4xx")
 
 
 # ---- engines in Python ----------------------------------------------------------------
@@ -401,16 +302,53 @@ def test_lists_on_v2() -> None:
     check_completed(many, config(True))
 
 
-# ---- engine cores in other processes: last, they end what this process's engine needs ------
+# ---- other engines: last, they end what this process's engine needs ----------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2] if FULL else [1])
+def test_generate(
+    processes: int,
+    model: Path,
+    file: tuple[Path, dict[int, str]],
+    expected: dict[int, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(processes - 1))
+    out = tmp_path / "out.jsonl"
+    files = ("--model", model, "--input", file[0], "--output", out)
+    run("generate", *files, *ENGINE, code=3, by=here)
+    check(read(out), file[1], expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2] if FULL else [0])
+def test_batch(
+    workers: int,
+    model: Path,
+    file: tuple[Path, dict[int, str]],
+    expected: dict[int, Any],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ("batch", file[0], "-o", out, "--workers", workers, "--model", model)
+    run(*words, *ENGINE, code=3, by=apart if workers else here)
+    check(read(out), file[1], expected)
 
 
 def test_llm_in_two_processes(
-    right: list[Any], model: Path, monkeypatch: pytest.MonkeyPatch
+    right: list[Any],
+    model: Path,
+    folder: Path,
+    file: tuple[Path, dict[int, str]],
+    expected: dict[int, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error, or the right answer: never an empty one. In one call and in one after the other."""
+    """An error, or the right answer: never an empty one. In one call and in one after the other,
+    and of rows."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     llm = make_llm(model)
     try:
+        check(list(RowRunner(llm, folder).run(read_lines(file[0]))), file[1], expected)
         for picture, (item, options, reason) in enumerate(bad_requests().values()):
             data = item.get("multi_modal_data", {}).get("image")
             count = len(data) if isinstance(data, list) else 1

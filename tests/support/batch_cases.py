@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import psutil
 from checkpoints.images import make_image
+
+from support.commands import apart, words
 
 ENGINE = (
     *("--enforce-eager", "--max-model-len", "512", "--kv-cache-memory-bytes", str(64 * 2**20)),
@@ -120,21 +121,16 @@ def mixed(folder: Path, rows: int, share: float) -> tuple[Path, dict[int, str]]:
     return path, reasons
 
 
-def command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-P", "-m", "adaptvis_vllm.cli", *map(str, arguments)]
-
-
-def run(*arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=env)
+def run(*arguments: Any, code: int = 0, by: Any = apart) -> CompletedProcess[str]:
+    """`adaptvis ARGUMENTS`, which must end with this status. by: of `support.commands`."""
+    done = by(*arguments)
     assert done.returncode == code, done.stderr[-4000:]
     return done
 
 
 def start(log: Path, *arguments: Any) -> psutil.Popen:
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
-        return psutil.Popen(command(*arguments), stdout=out, stderr=out, env=env)
+        return psutil.Popen(words(*arguments), stdout=out, stderr=out)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

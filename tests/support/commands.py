@@ -1,12 +1,12 @@
-"""The command `adaptvis` in this process, which has imported already what takes a new one long.
-
-That it runs as a process too is what `test_readme.py` and others see to.
-"""
+"""The command `adaptvis`: as a process, and in this one, which has imported already what takes a
+new one long."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
 from subprocess import CompletedProcess
 from typing import Any
 
@@ -14,6 +14,16 @@ import pytest
 
 from adaptvis_vllm import cli
 from support.garbage import freeze
+
+
+def words(*arguments: Any) -> list[str]:
+    """What starts it as a process."""
+    return [sys.executable, "-P", "-m", "adaptvis_vllm.cli", *map(str, arguments)]
+
+
+def apart(*arguments: Any) -> CompletedProcess[str]:
+    """`adaptvis ARGUMENTS`, in a process of its own."""
+    return subprocess.run(words(*arguments), capture_output=True, text=True)
 
 
 def here(*arguments: Any) -> CompletedProcess[str]:
@@ -27,7 +37,7 @@ def here(*arguments: Any) -> CompletedProcess[str]:
         made.append(self)
         start(self, *args, **more)
 
-    words = list(map(str, arguments))
+    given = list(map(str, arguments))
     freeze()
     out, errors = io.StringIO(), io.StringIO()
     with (
@@ -37,8 +47,8 @@ def here(*arguments: Any) -> CompletedProcess[str]:
     ):
         patch.setattr(InprocClient, "__init__", noted)
         try:
-            status = cli.main(words)
+            status = cli.main(given)
         finally:
             for client in made:
                 client.shutdown()
-    return CompletedProcess(words, status, out.getvalue(), errors.getvalue())
+    return CompletedProcess(given, status, out.getvalue(), errors.getvalue())

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 from checkpoints.images import make_image
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
-from support.commands import here
+from support.commands import here, words
 from support.waiting import HANG_S, until
 
 # The confidences of the tiny model lie on both sides of the threshold.
@@ -47,16 +46,19 @@ ENGINE = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"),
     *("--block-size", "32", "--kv-cache-memory-bytes", str(64 * 2**20)),
 )
+# One for all requests, each with a connection of its own: a client reads the world's certificates
+# as it is made, which takes longer than most answers.
+HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=HANG_S)
 # Two API server processes: what is counted must be counted across them.
 SERVER = (
     *("--alpha-low", str(LOW), "--alpha-high", str(HIGH), "--threshold", str(THRESHOLD)),
-    *("--api-server-count", "2"),
+    *("--api-server-count", "2", "--limit-mm-per-prompt", '{"image": 3}'),
 )
 
 
 def serve_command(model: Path, port: int, *options: str) -> list[str]:
     return [
-        *(sys.executable, "-P", "-m", "adaptvis_vllm.cli", "serve", str(model)),
+        *words("serve", model),
         *("--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)),
         *(*ENGINE, *options),
     ]
@@ -97,7 +99,7 @@ def running(folder: Path, model: Path, *options: str) -> Iterator[str]:
 
 def healthy(base: str) -> bool:
     try:
-        return httpx.get(f"{base}/health", timeout=10).status_code == 200
+        return HTTP.get(f"{base}/health", timeout=10).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -184,7 +186,7 @@ def post(url: str, path: str, body: Any, **more: Any) -> httpx.Response:
     """NaN and infinity go out as Python's JSON spells them; the server reads them."""
     head = {"content-type": "application/json"}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{url}{path}", content=content, headers=head, timeout=HANG_S, **more)
+    return HTTP.post(f"{url}{path}", content=content, headers=head, **more)
 
 
 def assert_refused(answer: httpx.Response, field: str, status: Sequence[int] = (400,)) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -30,10 +29,10 @@ def answer(
     rows: Path,
     name: str,
     *options: str,
-    by: Callable[..., subprocess.CompletedProcess[str]] = here,
+    by: Callable[..., CompletedProcess[str]] = here,
 ) -> list[dict[str, Any]]:
-    """Rows written by `adaptvis COMMAND`; as `maps` of a row its maps. by: `here`, or `run` for
-    what needs a process of its own."""
+    """Rows written by `adaptvis COMMAND`; as `maps` of a row its maps. by: `here`, or `apart`
+    for what needs a process of its own."""
     out, maps = rows.with_name(f"{name}.jsonl"), rows.with_name(f"{name}-maps")
     files = ("--input", rows, "--output", out, "--maps", maps)
     done = by(command, "--model", model, *files, *options)
@@ -48,12 +47,6 @@ def read_answers(out: Path, maps: Path) -> list[dict[str, Any]]:
         file = maps / f"{row['id']}.npz"
         row["maps"] = Maps.load(file) if file.exists() else None
     return rows
-
-
-def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    """`adaptvis ARGUMENTS`, as a user runs it."""
-    command = [sys.executable, "-P", "-m", "adaptvis_vllm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def first_logprobs(row: dict[str, Any]) -> dict[int, float]:

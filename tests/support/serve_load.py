@@ -16,6 +16,7 @@ from support.waiting import HANG_S, until
 PICTURES = range(16)  # enough that two replicas both have some
 TOKENS = 24
 BACKOFF_S = 0.5  # the openai client's own first one
+THINK_S = 0.3  # a user's; without it what restarts would wait for a processor
 
 
 MESSAGES = {picture: messages(picture) for picture in PICTURES}
@@ -76,8 +77,7 @@ class Load:
             picture = (picture + 1) % len(PICTURES)
             answer = ask(self.client, picture, stream=number % 2 == 1)
             self.answers.append(answer)
-            if answer.error is not None:
-                self.stopped.wait(BACKOFF_S)
+            self.stopped.wait(THINK_S if answer.error is None else BACKOFF_S)
 
     def wait_for(self, what: Any) -> None:
         """Until what(answers) is true."""
