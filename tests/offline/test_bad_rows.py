@@ -305,6 +305,7 @@ def test_lists_on_v2() -> None:
 # ---- other engines: last, they end what this process's engine needs ----------------------
 
 
+@pytest.mark.usefixtures("right")  # of this process's engine
 @pytest.mark.parametrize("processes", [1, 2] if FULL else [1])
 def test_generate(
     processes: int,
