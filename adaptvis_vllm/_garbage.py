@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _thaw = gc.unfreeze
 _ours = False
+_status: int | None = None
 
 
 def ours() -> None:
@@ -30,9 +32,30 @@ def ours() -> None:
         return
     _ours = True
     gc.set_threshold(50_000, 20, 100)
-    # Last of all, for Python's own last collection: nanobind reports what that leaves as leaks.
-    atexit.register(_thaw)
+    atexit.register(_end)  # the first, so that it comes after all others
     setattr(gc, "unfreeze", lambda: None)  # noqa: B010  mypy takes it for a constant
+
+
+def ends(status: int) -> int:
+    """The status, with which this process of ours ends once all `atexit` functions have run: not
+    after Python took a million objects apart, which is longer than an engine takes to end."""
+    global _status
+    _status = status
+    return status
+
+
+def _end() -> None:
+    if _status is None:
+        _thaw()  # nanobind reports what Python's own last collection leaves as leaks
+        return
+    status = _status
+    try:
+        print(end="", flush=True)
+    except OSError as error:  # nobody reads it
+        status = status or 1
+        print(f"adaptvis: {error}", file=sys.stderr)
+    print(end="", flush=True, file=sys.stderr)
+    os._exit(status)
 
 
 def imported() -> None:

@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def run() -> int:
+    """The command as a process: it ends when this returns."""
+    return _garbage.ends(main())
+
+
 def versions() -> str:
     """Of this package and of vLLM, by whichever name it is installed. Imports neither."""
     found = [f"adaptvis-vllm {version('adaptvis-vllm')}"]
@@ -146,4 +151,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -6,20 +6,18 @@ them bad; else fewer.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from checkpoints.images import make_image
+from support.bad_requests import REFUSALS, asked, bad_requests
 from support.batch_cases import ENGINE, FULL, IMAGES, good_row, make_images, mixed, read, run
 from support.commands import apart, here
 from support.engine import close, generate, make_llm, prompt, sampling, tokens
 from vllm import SamplingParams
-from vllm.exceptions import VLLMValidationError
 
 from adaptvis_vllm import AdaptVis, ScalingVis, cli
 from adaptvis_vllm.engine.bounds import check_completed, max_tokens_max
@@ -184,36 +182,6 @@ def test_eval(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- engines in Python ----------------------------------------------------------------
 
 
-def bad_requests() -> dict[str, tuple[Any, dict[str, Any], str]]:
-    """name -> (prompt about picture 0, sampling options, what the error names)."""
-    two = {"prompt": "USER: <image>?", "multi_modal_data": {"image": [make_image(0)] * 2}}
-    many = {"prompt": "<image>" * 4, "multi_modal_data": {"image": [make_image(0)] * 4}}
-    none = {"prompt": "USER: hi", "multi_modal_data": {"image": make_image(0)}}
-    layers = ScalingVis(2.0, layers="9").extra_args()
-    return {
-        "layers": (prompt(0), {"extra_args": layers}, "adaptvis_layers"),
-        "seed": (prompt(0), {"temperature": 1.0, "seed": 2**64}, "seed must be a whole number"),
-        "last seed": (prompt(0), {"temperature": 1.0, "seed": 2**63 - 2, "n": 3}, "seed must be"),
-        "kind of seed": (prompt(0), {"temperature": 1.0, "seed": "7"}, "seed must be int"),
-        "max_tokens": (prompt(0), {"max_tokens": 2**40}, "max_tokens must be a whole number"),
-        "top_k": (prompt(0), {"temperature": 1.0, "top_k": 2**70}, "top_k must hold whole numbers"),
-        "stop": (prompt(0), {"stop": ["\ud800"]}, "stop must be Unicode"),
-        "stop_token_ids": (prompt(0), {"stop_token_ids": [10**6]}, "stop_token_ids"),
-        "logprobs": (prompt(0), {"logprobs": 21}, "logprobs"),
-        "placeholder": (none, {}, "placeholder"),
-        "placeholders": (two, {}, "placeholder"),
-        "many": (many, {}, "image"),
-        "long": (prompt(0, "word " * 123), {}, "512"),
-    }
-
-
-def asked(**options: Any) -> SamplingParams:
-    return SamplingParams(**({"temperature": 0.0, "max_tokens": 8} | options))
-
-
-REFUSALS = (ValueError, VLLMValidationError)
-
-
 def test_parameters_come_before_pictures(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rendered, nor queued, of a call with a wrong parameter in it."""
     rendered = []
@@ -366,45 +334,3 @@ def test_llm_in_two_processes(
                 assert answer.adaptvis == pytest.approx(right[picture].adaptvis, abs=1e-5)
     finally:
         close(llm)
-
-
-def test_async_engine(right: list[Any], model: Path) -> None:
-    """Raw prompts, all at once: `AsyncLLM` renders them in threads of its own."""
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    bad = bad_requests()
-
-    async def ask(llm: Any, name: str, item: Any, params: Any) -> Any:
-        try:
-            return [part async for part in llm.generate(item, params, name)][-1]
-        except Exception as error:
-            return error
-
-    async def all_at_once() -> list[Any]:
-        llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                str(model),
-                dtype="float32",
-                enforce_eager=True,
-                max_model_len=512,
-                kv_cache_memory_bytes=64 * 2**20,
-                max_num_seqs=8,
-                limit_mm_per_prompt={"image": 3},
-            )
-        )
-        calls = []
-        for number, (name, (item, options, _)) in enumerate(bad.items()):
-            calls.append(ask(llm, name, item, asked(**options)))
-            calls.append(ask(llm, f"{number}", prompt(0), sampling()))
-        try:
-            return await asyncio.gather(*calls)
-        finally:
-            llm.shutdown()
-
-    ends = asyncio.run(all_at_once())
-    for refusal, (_, _, reason) in zip(ends[::2], bad.values(), strict=True):
-        assert isinstance(refusal, REFUSALS), refusal
-        assert re.search(reason, str(refusal))
-    for answer in ends[1::2]:
-        assert tokens(answer) == tokens(right[0])

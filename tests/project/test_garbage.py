@@ -1,7 +1,9 @@
-"""What is collected when, in processes of their own: that of the tests collects otherwise."""
+"""What is collected when, and how a command ends: in processes of their own, for that of the tests
+collects otherwise."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -35,6 +37,19 @@ print(gc.get_freeze_count())
 """
 
 
+ENDS = """
+import atexit, sys
+import adaptvis_vllm.cli as cli
+atexit.register(print, "others' functions")
+class Slow:
+    def __del__(self): print("taken apart")
+slow = Slow()
+cli.COMMANDS["slow"] = lambda argv: STATUS
+sys.argv = ["adaptvis", "slow"]
+sys.exit(cli.run())
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "printed"),
     [
@@ -50,3 +65,29 @@ def test_what_imports_left_is_frozen(program: str, printed: list[str]) -> None:
         [sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == printed
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_command_ends_at_once(status: int) -> None:
+    """After what others have registered, and what was printed, with its status."""
+    program = ENDS.replace("STATUS", str(status))
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "others' functions\n", "")
+
+
+def test_nobody_reads_what_it_prints() -> None:
+    """It did not end well, and says why."""
+    program = ENDS.replace("STATUS", "0")
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
+        env=buffered,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == "adaptvis: [Errno 32] Broken pipe"
