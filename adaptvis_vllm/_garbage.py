@@ -31,7 +31,7 @@ def ours() -> None:
     if _ours:
         return
     _ours = True
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000)
     atexit.register(_end)  # the first, so that it comes after all others
     setattr(gc, "unfreeze", lambda: None)  # noqa: B010  mypy takes it for a constant
 

@@ -7,9 +7,11 @@ fixed concurrency allows, or sent at the times of a Poisson process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -38,13 +40,21 @@ VARIABLES = {
 CACHES = ("prefix", "mm", "encoder")
 
 
+def free_port() -> int:
+    """Still free when a server has started: neither Ray's workers (10002 to 19999) nor what the
+    system gives to connections (from 32768 on) take it in between."""
+    while True:
+        port = secrets.randbelow(12_000) + 20_000
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
 class Server:
     """vLLM's OpenAI server. options: of the engine, as for `LLM`."""
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
         command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]

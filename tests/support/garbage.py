@@ -7,7 +7,7 @@ import atexit
 import gc
 
 _freeze, _unfreeze = gc.freeze, gc.unfreeze
-gc.set_threshold(50_000, 20, 100)
+gc.set_threshold(50_000)
 gc.freeze = gc.unfreeze = lambda: None  # vLLM's own: what an engine leaves must be collected
 atexit.register(_unfreeze)  # nanobind would report what stays frozen as leaks
 _times = 0

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 from checkpoints.images import make_image
 
 from adaptvis_vllm import AdaptVis, Off, ScalingVis, SteeringParams
+from adaptvis_vllm.bench.serve import free_port
 from support.commands import here, words
 from support.waiting import HANG_S, until
 
@@ -67,12 +67,6 @@ def serve_command(model: Path, port: int, *options: str) -> list[str]:
 def environment() -> dict[str, str]:
     """On a CPU vLLM puts even a single rank in a process of its own, unless the first one is 0."""
     return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager
