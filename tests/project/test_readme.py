@@ -33,7 +33,7 @@ from PIL import Image
 from support import answer_cases
 from support.batch_cases import IMAGES, make_images
 from support.benchmark_files import write_controlled
-from support.http_server import free_port, healthy, messages
+from support.http_server import healthy, messages
 from support.readme import (
     MODEL,
     ROOT,
@@ -51,6 +51,7 @@ from support.waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis, SteeringParams, cli
 from adaptvis_vllm.bench import command as bench
+from adaptvis_vllm.bench.serve import free_port
 from adaptvis_vllm.steering.preset import read_preset
 from adaptvis_vllm.steering.report import Report
 

@@ -25,7 +25,6 @@ from support.http_server import (
     QUESTION,
     assert_refused,
     environment,
-    free_port,
     messages,
     post,
     serve_command,
@@ -35,6 +34,7 @@ from support.serve_load import PICTURES, TOKENS, Answer, Load, ask
 from support.waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis
+from adaptvis_vllm.bench.serve import free_port
 from adaptvis_vllm.engine.metrics import REQUESTS
 from adaptvis_vllm.maps.maps import Maps
 from adaptvis_vllm.serving.cluster.routing import picture_key

@@ -21,7 +21,6 @@ from support.http_server import (
     assert_refused,
     chat,
     environment,
-    free_port,
     healthy,
     messages,
     post,
@@ -30,6 +29,7 @@ from support.http_server import (
 from support.waiting import HANG_S
 
 from adaptvis_vllm import SteeringParams
+from adaptvis_vllm.bench.serve import free_port
 from adaptvis_vllm.steering.defaults import ROWS, check_candidates
 
 REQUESTS = int(os.environ.get("ADAPTVIS_TEST_FUZZ", "500"))
