@@ -30,7 +30,7 @@ from support.http_server import (
     serve_command,
 )
 from support.readme import MODEL, ROOT, URL, run, snippet
-from support.serve_load import PICTURES, TOKENS, Answer, Load, ask
+from support.serve_load import PICTURES, THINK_S, TOKENS, Answer, Load, ask
 from support.waiting import HANG_S, until
 
 from adaptvis_vllm import AdaptVis
@@ -213,6 +213,7 @@ def test_a_process_is_killed_under_load(
         (process, *_) = service.engines(family) if victim == "engine" else family
         process.kill()
         killed = time.monotonic()
+        load.think = THINK_S
         load.wait_for(lambda answers: replicas(answers) - old)
         back = time.monotonic()
         load.wait_for(lambda answers: len(replicas(answers, since=back)) == 2)
@@ -221,6 +222,7 @@ def test_a_process_is_killed_under_load(
     for answer in errors:
         print(f"after {answer.end - killed:.2f} s: {answer.error!r}"[:200])
     print(f"{victim}: {len(errors)} errors, {len(flying)} in flight, back in {back - killed:.1f} s")
+    assert flying
     assert all(answer.retryable for answer in errors)
     assert len(errors) <= len(flying)
     assert_steered(load.answers, expected)

@@ -16,7 +16,7 @@ from support.waiting import HANG_S, until
 PICTURES = range(16)  # enough that two replicas both have some
 TOKENS = 24
 BACKOFF_S = 0.5  # the openai client's own first one
-THINK_S = 0.3  # a user's; without it what restarts would wait for a processor
+THINK_S = 0.3  # a user's
 
 
 MESSAGES = {picture: messages(picture) for picture in PICTURES}
@@ -46,11 +46,13 @@ class Answer:
 class Load:
     """`clients` threads, each asking about one picture after another; every other one streams.
 
-    Errors are recorded and not retried by the client.
+    Errors are recorded and not retried by the client. think: seconds from an answer to the client's
+    next request; what restarts meanwhile gets a processor sooner with some.
     """
 
     url: str
     clients: int
+    think: float = 0
     answers: list[Answer] = field(default_factory=list)
 
     def __enter__(self) -> Load:
@@ -77,7 +79,7 @@ class Load:
             picture = (picture + 1) % len(PICTURES)
             answer = ask(self.client, picture, stream=number % 2 == 1)
             self.answers.append(answer)
-            self.stopped.wait(THINK_S if answer.error is None else BACKOFF_S)
+            self.stopped.wait(self.think if answer.error is None else BACKOFF_S)
 
     def wait_for(self, what: Any) -> None:
         """Until what(answers) is true."""
