@@ -36,7 +36,7 @@ SLOW = {
     *("calibration_cost", "calibration_models", "spatial", "readme", "video", "bad_rows"),
     *("kernel_aot", "kernel_cpu_build", "kernel_vllm", "kernel_sync"),
     *("parity", "pictures", "real_runs", "boxes", "settings"),
-    *("sources", "report", "calibration"),
+    *("choices", "sources"),
 }
 ENGINES = {"model", "engine", "generated", "url", "client", "guarded"}  # fixtures
 # The longest first, so that processes side by side end together.
