@@ -13,19 +13,17 @@ from typing import Any
 
 import pytest
 from checkpoints.images import make_image
-from support.bad_requests import REFUSALS, asked, bad_requests
+from support.bad_requests import REFUSALS, ROWS, STEERINGS, asked, bad_requests
 from support.batch_cases import ENGINE, FULL, IMAGES, good_row, make_images, mixed, read, run
 from support.commands import apart, here
 from support.engine import close, generate, make_llm, prompt, sampling, tokens
 from vllm import SamplingParams
 
-from adaptvis_vllm import AdaptVis, ScalingVis, cli
+from adaptvis_vllm import ScalingVis, cli
 from adaptvis_vllm.engine.bounds import check_completed, max_tokens_max
 from adaptvis_vllm.files.lines import read_lines
 from adaptvis_vllm.offline.runner import RowRunner
 from adaptvis_vllm.steering.words import BadParameter
-
-ROWS = 300 if FULL else 90
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +46,6 @@ def expected(engine: Any, folder: Path, file: tuple[Path, dict[int, str]]) -> di
     good = [number for number in range(ROWS) if number not in file[1]]
     answers = RowRunner(engine, folder).run(map(good_row, good))
     return dict(zip(good, answers, strict=True))
-
-
-STEERINGS = (None, ScalingVis(3.0), AdaptVis(0.3, 3.0, 0.4))
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from support.bad_requests import ROWS, STEERINGS
 from support.batch_cases import FULL
 from support.engine import generate, prompt, sampling, tokens
 from support.http_server import OFF, QUESTION, data_uri, messages, post
 
-from adaptvis_vllm import AdaptVis, ScalingVis
-
-ROWS = 300 if FULL else 90
 PICTURES = range(300, 320)  # of which the server has not heard yet
-STEERINGS = (None, ScalingVis(3.0), AdaptVis(0.3, 3.0, 0.4))
 
 
 def refused_bodies(number: int) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Requests that an engine in Python must refuse."""
+"""Good and bad requests beside each other: how many, how the good ones are steered by picture, and
+those that an engine in Python must refuse."""
 
 from __future__ import annotations
 
@@ -8,9 +9,12 @@ from checkpoints.images import make_image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from adaptvis_vllm import ScalingVis
+from adaptvis_vllm import AdaptVis, ScalingVis
+from support.batch_cases import FULL
 from support.engine import prompt
 
+ROWS = 300 if FULL else 90
+STEERINGS = (None, ScalingVis(3.0), AdaptVis(0.3, 3.0, 0.4))
 REFUSALS = (ValueError, VLLMValidationError)
 
 
